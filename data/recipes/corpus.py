@@ -1,0 +1,117 @@
+"""The unlabelled text that the tiny models are pre-trained on, and its tokenizer.
+
+    python data/recipes/corpus.py 20      # print twenty documents and what the corpus is made of
+
+Documents are reviews (some with their title and stars, as on a shop's page), customer messages with replies, news with
+names, facts with questions and answers, descriptions of things, everyday sentences, stories and chats. The labels of the
+data sets never appear; the stars do, as they do in any crawl of the web.
+"""
+
+import re
+import sys
+from collections import Counter
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from writer import Writer
+
+SPECIAL = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+CHAT = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+SYSTEM = ["You are a helpful assistant.", "You answer in one sentence.", "You are polite and brief.", "You help customers of a shop."]
+SHARES = dict(review=0.42, support=0.15, news=0.1, facts=0.08, things=0.06, everyday=0.08, story=0.06, chat=0.05)
+
+
+class Corpus(Writer):
+    """Endless documents: `next(Corpus(seed=1).documents())`."""
+
+    def document(self):
+        return getattr(self, f"{self.random.choices(list(SHARES), SHARES.values())[0]}_document")()
+
+    def documents(self, count):
+        """`count` different documents."""
+        seen = set()
+        while len(seen) < count:
+            document = self.document()
+            if document not in seen:
+                seen.add(document)
+                yield document
+
+    def review_document(self):
+        review = self.review()
+        form = self.random.random()
+        if form < 0.25:
+            return f"{review['title']}. {review['text']} Rating: {review['stars']} out of 5."
+        if form < 0.45:
+            return f"{review['text']} Rating: {review['stars']} out of 5."
+        if form < 0.55:
+            return f"From the {review['category']} reviews: {review['text']}"
+        if form < 0.7:
+            return f"{review['text']} Title: {review['title']}"
+        if form < 0.8:  # the same judgement again in other words: paraphrase is what teaches synonyms
+            again = self.review(review["label"], review["category"], only_lists=True)
+            return f"{review['text']} In short: {again['text']}"
+        return review["text"]
+
+    def support_document(self):
+        message = self.message()
+        reply = self.sentence(self.choose(self.support[message["intent"]]["replies"]), item=self.common["item"])
+        if self.chance(0.25):
+            again = self.message(message["intent"])
+            return f"{message['text']} In other words: {again['text']}"
+        if self.chance(0.3):
+            return message["text"]
+        return f"Customer: {message['text']} Agent: {reply}"
+
+    def news_document(self):
+        return self.news_item()
+
+    def facts_document(self):
+        passage, questions = self.facts()
+        asked = self.random.sample(questions, self.choose([1, 2]))
+        return passage + "".join(f" Question: {question} Answer: {answer}." for question, answer in asked)
+
+    def things_document(self):
+        return self.thing_facts()
+
+    def everyday_document(self):
+        return self.everyday()
+
+    def story_document(self):
+        return self.story()
+
+    def chat_document(self):
+        turns = [] if self.chance(0.5) else [("<|system|>", self.choose(SYSTEM))]
+        for _ in range(self.choose([1, 2])):
+            question, answer = self.exchange(self.choose(["exchanges", "instructions"]))
+            turns += [("<|user|>", question), ("<|assistant|>", answer)]
+        return "".join(f"{role}{text}<|end|>" for role, text in turns)
+
+
+def train_tokenizer(documents, vocabulary, max_length):
+    """A lower-casing WordPiece tokenizer, as BERT's, with the chat tokens in it."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=64))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    alphabet = [chr(code) for code in range(33, 127)] + list("£€éèüöäñçåø")
+    special = [*SPECIAL.values(), *CHAT]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(documents, trainer)
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, extra_special_tokens=CHAT, **SPECIAL)
+
+
+def main(count=20):
+    for document in Corpus(seed=1).documents(count):
+        print("-", document)
+    words = Counter(word for document in Corpus(seed=2).documents(50_000) for word in re.findall(r"[a-z']+", document.lower()))
+    frequent = sum(times >= 50 for times in words.values())
+    print(f"\n50,000 documents: {words.total():,} words, {len(words):,} word types, {frequent:,} of them 50 times or more")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

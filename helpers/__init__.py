@@ -1,0 +1,11 @@
+"""What the notebooks teach, in pieces to take home. Import the module you need: `from helpers import data, metrics`.
+
+| module    | holds                                                                                 |
+|-----------|---------------------------------------------------------------------------------------|
+| `env`     | what this machine is, seeds, quiet logs; `python -m helpers.env` prints it            |
+| `data`    | read, check, split, tokenise, measure lengths and leakage                             |
+| `metrics` | `evaluate.Metric` modules that need no network, intervals, `compute_metrics`          |
+| `record`  | save, load and tabulate runs                                                          |
+| `plots`   | takes numbers and an `ax`, returns the `ax`                                           |
+| `checks`  | exercise checks that name the mistake                                                 |
+"""

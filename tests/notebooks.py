@@ -1,0 +1,125 @@
+"""Run the notebooks, write clean outputs, and make the copies that the tests run.
+
+    python tests/notebooks.py execute notebooks/*.ipynb        # in order; writes outputs back
+    python tests/notebooks.py with-solutions .build/notebooks  # copies in which each exercise is also solved and checked
+
+Cells are found by their tags: `exercise` (placeholder), `check` (one expression, a call of `helpers.checks`), `solution`
+(folded Markdown with one Python block), `take-home`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+TIMES = re.compile(r"\d[\d,]*(\.\d+)?( |&nbsp;)?(ms|s|seconds|times|x|tokens/s|rows/s|GiB|MiB)\b")
+ADDRESSES = re.compile(r"0x[0-9a-f]{6,}")
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def tagged(notebook, tag):
+    """Numbers of the cells that carry a tag."""
+    return [i for i, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", [])]
+
+
+def source_digest(notebook):
+    """What the saved outputs belong to: sixteen hex digits over all cell sources."""
+    sources = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+def solution_code(cell):
+    """The Python block of a folded solution."""
+    found = re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL)
+    if len(found) != 1:
+        raise ValueError(f"a solution holds one ```python block, found {len(found)}: {cell.source[:80]!r}")
+    return found[0].strip()
+
+
+def with_solutions(notebook):
+    """A copy in which each exercise's check is followed by its solution and the same check, which must now pass."""
+    copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    checks, solutions = tagged(copy, "check"), tagged(copy, "solution")
+    if len(checks) != len(solutions):
+        raise ValueError(f"{len(checks)} check cells, but {len(solutions)} solutions")
+    for check, solution in reversed(list(zip(checks, solutions, strict=True))):
+        proof = f"result = {copy.cells[check].source.strip()}\nassert result.passed, result"
+        copy.cells[solution + 1 : solution + 1] = [
+            nbformat.v4.new_code_cell(solution_code(copy.cells[solution])),
+            nbformat.v4.new_code_cell(proof),
+        ]
+    return copy
+
+
+def clean(notebook):
+    """Drop what changes from run to run and is not a result: ids of kernels, times, widget states, addresses."""
+    digest = source_digest(notebook)
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            "source_digest": digest,
+        }
+    )
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:03d}"
+        kept = {key: value for key, value in cell.metadata.items() if key in ("tags", "jupyter")}
+        cell.metadata = nbformat.from_dict(kept)
+        for output in cell.get("outputs", []):
+            output.pop("transient", None)
+            data = output.get("data", {})
+            data.pop("application/vnd.jupyter.widget-view+json", None)
+            for kind, value in data.items():
+                if isinstance(value, str) and kind.startswith("text/"):
+                    data[kind] = ADDRESSES.sub("0x0", value)
+    return notebook
+
+
+def same_but_for_times(new, old):
+    """Whether two lists of outputs differ in nothing but measured times and sizes."""
+    return TIMES.sub("#", json.dumps(new, sort_keys=True)) == TIMES.sub("#", json.dumps(old, sort_keys=True))
+
+
+def execute(path, timeout=600):
+    """Run a notebook in a fresh kernel and save it; outputs that differ only in times stay as they were."""
+    notebook = nbformat.read(path, as_version=4)
+    before = {cell.source: json.loads(json.dumps(cell.get("outputs", []))) for cell in code_cells(notebook)}
+    started = time.monotonic()
+    NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(path.parent)}}).execute()
+    clean(notebook)
+    for cell in code_cells(notebook):
+        if same_but_for_times(cell.outputs, before.get(cell.source, [])):
+            cell.outputs = nbformat.from_dict(before[cell.source])
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+    print(f"{path.name}: {time.monotonic() - started:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def main(command, *arguments):
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if command == "execute":
+        for path in sorted(map(Path, arguments)):
+            execute(path)
+    elif command == "with-solutions":
+        folder = Path(arguments[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("*.ipynb"):
+            stale.unlink()
+        for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+            nbformat.write(with_solutions(nbformat.read(path, as_version=4)), folder / path.name)
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:] or ["help"])
