@@ -29,7 +29,8 @@ STOP = set("a an the my your our of for to in on with it is are was this that ab
 
 
 def words(text):
-    return re.findall(r"[a-z']+", text.lower())
+    """Lower-case words, slots left out."""
+    return re.findall(r"[a-z']+", re.sub(r"<\w+>", " ", text).lower())
 
 
 def hold_out(entries, rng, share=0.4):

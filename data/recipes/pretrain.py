@@ -8,6 +8,7 @@ with the same weights as one that was not.
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -26,7 +27,7 @@ MODELS = Path(__file__).parents[1] / "models"
 RECIPES = {
     "tiny-encoder": dict(
         documents=400_000, evaluation_documents=2_000, vocabulary=8_192, max_length=512, hidden=160, layers=4, heads=5,
-        tokens=30_000_000, batch_tokens=4_096, masked=0.3, learning_rate=2e-3, muon_learning_rate=0.02, warmup=0.04, seed=1,
+        tokens=15_000_000, batch_tokens=4_096, masked=0.3, learning_rate=2e-3, muon_learning_rate=0.02, warmup=0.04, seed=1,
     ),
 }  # fmt: skip
 
@@ -74,6 +75,16 @@ def batches(rows, batch_tokens, seed):
             batch.append(i)
         found.append(batch)
     return [found[i] for i in rng.permutation(len(found))]
+
+
+def stream(rows, batch_tokens, seed, skip):
+    """Batches without end, epoch after epoch, from the one after the first `skip`."""
+    for epoch in itertools.count():
+        for batch in batches(rows, batch_tokens, [seed, epoch]):
+            if skip:
+                skip -= 1
+            else:
+                yield [rows[i] for i in batch]
 
 
 def masked_language_model_loss(model, rows, tokenizer, masked, rng):
@@ -139,20 +150,16 @@ def train(recipe, folder, checkpoint_s=300):
     started = time.process_time() - state["cpu_s"]
     saved_at = time.monotonic()
     bar = tqdm(total=recipe["tokens"], initial=state["tokens"], unit="tok", unit_scale=True, mininterval=5)
-    epochs = {}
     model.train()
-    while state["tokens"] < recipe["tokens"]:
-        step = state["step"]
-        n_batches = len(epochs.setdefault(0, batches(rows, recipe["batch_tokens"], [recipe["seed"], 0])))
-        epoch, place = divmod(step, n_batches)  # every epoch has about as many batches; the shorter one ends it
-        if epoch not in epochs:
-            epochs = {0: epochs[0], epoch: batches(rows, recipe["batch_tokens"], [recipe["seed"], epoch])}
-        batch = [rows[i] for i in epochs[epoch][place % len(epochs[epoch])]]
+    for batch in stream(rows, recipe["batch_tokens"], recipe["seed"], skip=state["step"]):
+        if state["tokens"] >= recipe["tokens"]:
+            break
         share = schedule(state["tokens"] / recipe["tokens"], recipe["warmup"])
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * share
-        loss = masked_language_model_loss(model, batch, tokenizer, recipe["masked"], np.random.default_rng([recipe["seed"], step]))
+        rng = np.random.default_rng([recipe["seed"], state["step"]])
+        loss = masked_language_model_loss(model, batch, tokenizer, recipe["masked"], rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
