@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of a check; shows as its message."""
+    """The outcome of a check; shows as its message.
+
+    >>> Check(True, "Right.")
+    Right.
+    """
 
     passed: bool
     message: str

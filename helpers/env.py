@@ -2,6 +2,7 @@
 
 import os
 import platform
+import warnings
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +34,8 @@ def device():
 def machine():
     """What a reader of a result has to know about the machine, without its name or any path on it.
 
-    Returns a dict: `device`, `device_name`, `memory_gib` (of the device that trains), `cores`, `bf16` (whether the device
-    has bf16 arithmetic of its own), `python`, `system`.
+    Returns a dict: `device`, `device_name`, `memory_gib` (of the device that trains), `cores`, `bf16` (whether the
+    device has bf16 arithmetic of its own), `python`, `system`.
 
     >>> sorted(machine())
     ['bf16', 'cores', 'device', 'device_name', 'memory_gib', 'python', 'system']
@@ -89,6 +90,7 @@ def quiet():
     import transformers
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")  # says only that there is no GPU
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -97,14 +99,14 @@ def quiet():
 def model_path(model):
     """What to pass to `from_pretrained` for a name in `data/models`, a folder, or a Hub id such as "org/name".
 
-    A Hub id is returned as it is, once its `config.json` is in the cache or could be fetched. Raises `ModelNotFound` with
-    one clear line when there is no such model or the Hub cannot be reached.
+    A Hub id is returned as it is, once its `config.json` is in the cache or could be fetched. Raises `ModelNotFound`
+    with one clear line when there is no such model or the Hub cannot be reached.
 
     >>> model_path("tiny-encoder").endswith("tiny-encoder")
     True
-    >>> model_path("tiny-encodr")
+    >>> model_path("tiny-encodr")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    helpers.env.ModelNotFound: no model "tiny-encodr": data/models has tiny-encoder (closest: tiny-encoder). ...
+    helpers.env.ModelNotFound: no model "tiny-encodr": data/models has ...tiny-encoder... (closest: tiny-encoder). ...
 
     Taught in notebooks/00_start_here.ipynb, "One dial".
     """
@@ -115,13 +117,13 @@ def model_path(model):
     if (folder / "config.json").exists():
         return str(folder)
     if folder.is_dir():
-        raise ModelNotFound(f"{folder} has no config.json, so it holds no model. Pass the folder that save_pretrained wrote.")
+        raise ModelNotFound(f"{folder} has no config.json, so no model. Pass the folder that save_pretrained wrote.")
     if str(model).count("/") == 1 and not str(model).startswith((".", "~", "/")):
         return _from_hub(str(model))
     known = sorted(path.parent.name for path in (DATA / "models").glob("*/config.json"))
     close = "".join(f" (closest: {name})" for name in get_close_matches(str(model), known, 1))
     raise ModelNotFound(
-        f'no model "{model}": data/models has {", ".join(known)}{close}. '
+        f'no model "{model}": data/models has {", ".join(known) or "none"}{close}. '
         'Pass one of these, a folder that save_pretrained wrote, or a Hub id such as "org/name".'
     )
 
@@ -129,7 +131,12 @@ def model_path(model):
 def _from_hub(model):
     """Fetch the configuration through the libraries' own Hub code; one clear error instead of their chain of them."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         hf_hub_download(model, "config.json")
@@ -139,7 +146,13 @@ def _from_hub(model):
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotFound(
-            f'the Hub has no model "{model}" that you may see. Check the spelling; for a private one run `hf auth login`.'
+            f'the Hub has no model "{model}" that you may see. Check the spelling; if it is private, `hf auth login`.'
+        ) from error
+    except HFValidationError as error:
+        raise ModelNotFound(f'"{model}" cannot be a Hub id: these look like "org/name", without spaces.') from error
+    except RemoteEntryNotFoundError as error:
+        raise ModelNotFound(
+            f'"{model}" on the Hub has no config.json, so it is no whole model. For an adapter, pass its base.'
         ) from error
     except (OSError, RuntimeError) as error:
         raise ModelNotFound(

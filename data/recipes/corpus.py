@@ -2,9 +2,9 @@
 
     python data/recipes/corpus.py 20      # print twenty documents and what the corpus is made of
 
-Documents are reviews (some with their title and stars, as on a shop's page), customer messages with replies, news with
-names, facts with questions and answers, descriptions of things, everyday sentences, stories and chats. The labels of the
-data sets never appear; the stars do, as they do in any crawl of the web.
+Documents are reviews (some with their title and stars, as on a shop's page), customer messages with replies, news
+with names, facts with questions and answers, descriptions of things, everyday sentences, stories and chats. The labels
+of the data sets never appear; the stars do, as they do in any crawl of the web.
 """
 
 import re
@@ -13,12 +13,16 @@ from collections import Counter
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-
 from writer import Writer
 
 SPECIAL = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 CHAT = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-SYSTEM = ["You are a helpful assistant.", "You answer in one sentence.", "You are polite and brief.", "You help customers of a shop."]
+SYSTEM = [
+    "You are a helpful assistant.",
+    "You answer in one sentence.",
+    "You are polite and brief.",
+    "You help customers of a shop.",
+]
 SHARES = dict(review=0.42, support=0.15, news=0.1, facts=0.08, things=0.06, everyday=0.08, story=0.06, chat=0.05)
 
 
@@ -96,21 +100,29 @@ def train_tokenizer(documents, vocabulary, max_length):
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     alphabet = [chr(code) for code in range(33, 127)] + list("£€éèüöäñçåø")
     special = [*SPECIAL.values(), *CHAT]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(documents, trainer)
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, extra_special_tokens=CHAT, **SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_length, extra_special_tokens=CHAT, **SPECIAL
+    )
 
 
 def main(count=20):
     for document in Corpus(seed=1).documents(count):
         print("-", document)
-    words = Counter(word for document in Corpus(seed=2).documents(50_000) for word in re.findall(r"[a-z']+", document.lower()))
+    words = Counter(
+        word for document in Corpus(seed=2).documents(50_000) for word in re.findall(r"[a-z']+", document.lower())
+    )
     frequent = sum(times >= 50 for times in words.values())
-    print(f"\n50,000 documents: {words.total():,} words, {len(words):,} word types, {frequent:,} of them 50 times or more")
+    print(
+        f"\n50,000 documents: {words.total():,} words, {len(words):,} word types, {frequent:,} of them 50 times or more"
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python data/recipes/labelled.py          # refuses when a file is there and differs
     python data/recipes/labelled.py --check  # compares only
 
-Some words are held out: no labelled text of train, validation or test_same contains one, while the corpus for pre-training
-is full of them. The part `test_unseen` carries its label by held-out words alone. The `*_handwritten` files are written by
-hand and are not touched.
+Some words are held out: no labelled text of train, validation or test_same contains one, while the corpus for
+pre-training is full of them. The part `test_unseen` carries its label by held-out words alone. The `*_handwritten`
+files are written by hand and are not touched.
 """
 
 import csv
@@ -25,7 +25,10 @@ SIZES = {
     "support": dict(train=2000, validation=500, test_same=500, test_unseen=500),
     "entities": dict(train=2000, validation=400, test_same=400, test_unseen=400),
 }
-STOP = set("a an the my your our of for to in on with it is are was this that about and or i me not no be by from at".split())
+STOP = {
+    *("a", "an", "the", "my", "your", "our", "of", "for", "to", "in", "on", "with", "it", "is", "are", "was", "this"),
+    *("that", "about", "and", "or", "i", "me", "not", "no", "be", "by", "from", "at"),
+}
 
 
 def words(text):
@@ -166,7 +169,9 @@ def main():
             path.write_text(text, encoding="utf-8")
             print("wrote", path.relative_to(DATA))
     if differing:
-        sys.exit(f"data/ has other rows than the recipe makes: {', '.join(differing)}. Delete them to have them made anew.")
+        sys.exit(
+            f"data/ has other rows than the recipe makes: {', '.join(differing)}. Delete them to have them made anew."
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Pre-train a tiny model from nothing: one command, a progress bar, a log, checkpoints, exact resume.
 
-    python data/recipes/pretrain.py tiny-encoder                # rebuild data/models/tiny-encoder (refuses to overwrite)
-    python data/recipes/pretrain.py tiny-encoder --out runs/x   # somewhere else; the same command again resumes
+    python data/recipes/pretrain.py tiny-encoder                # data/models/tiny-encoder (refuses to overwrite)
+    python data/recipes/pretrain.py tiny-encoder --out runs/x   # elsewhere; the same command again resumes
 
-Every random choice depends only on the seed and the number of the step, so a run that was interrupted and resumed ends
-with the same weights as one that was not.
+Every random choice depends only on the seed and the number of the step, so a run that was interrupted and resumed
+ends with the same weights as one that was not.
 """
 
 import argparse
@@ -16,30 +16,49 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from corpus import Corpus, train_tokenizer
+from muon import Muon32
 from tqdm import tqdm
 from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 from transformers.utils import logging
 
-from corpus import Corpus, train_tokenizer
-from muon import Muon32
-
 MODELS = Path(__file__).parents[1] / "models"
 RECIPES = {
     "tiny-encoder": dict(
-        documents=400_000, evaluation_documents=2_000, vocabulary=8_192, max_length=512, hidden=160, layers=4, heads=5,
-        tokens=15_000_000, batch_tokens=4_096, masked=0.3, learning_rate=2e-3, muon_learning_rate=0.02, warmup=0.04, seed=1,
+        documents=400_000,
+        evaluation_documents=2_000,
+        vocabulary=8_192,
+        max_length=512,
+        hidden=160,
+        layers=4,
+        heads=5,
+        tokens=15_000_000,
+        batch_tokens=4_096,
+        masked=0.3,
+        learning_rate=2e-3,
+        muon_learning_rate=0.02,
+        warmup=0.04,
+        seed=1,
     ),
-}  # fmt: skip
+}
 
 
 def build_model(recipe, tokenizer):
     config = ModernBertConfig(
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64, hidden_size=recipe["hidden"], num_hidden_layers=recipe["layers"],
-        num_attention_heads=recipe["heads"], intermediate_size=2 * recipe["hidden"], max_position_embeddings=recipe["max_length"],
-        global_attn_every_n_layers=1, classifier_pooling="mean", pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id, sep_token_id=tokenizer.sep_token_id, bos_token_id=tokenizer.cls_token_id,
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+        hidden_size=recipe["hidden"],
+        num_hidden_layers=recipe["layers"],
+        num_attention_heads=recipe["heads"],
+        intermediate_size=2 * recipe["hidden"],
+        max_position_embeddings=recipe["max_length"],
+        global_attn_every_n_layers=1,
+        classifier_pooling="mean",
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
-    )  # fmt: skip
+    )
     torch.manual_seed(recipe["seed"])
     return ModernBertForMaskedLM(config)
 
@@ -63,7 +82,7 @@ def prepare(recipe, folder):
 
 
 def batches(rows, batch_tokens, seed):
-    """All rows once, as lists of row numbers: similar lengths together, at most `batch_tokens` a batch, in random order."""
+    """All rows once, as lists of row numbers: similar lengths together, at most `batch_tokens` each, shuffled."""
     rng = np.random.default_rng(seed)
     order, found = rng.permutation(len(rows)), []
     for start in range(0, len(order), 8_192):
@@ -100,7 +119,9 @@ def masked_language_model_loss(model, rows, tokenizer, masked, rng):
     other = torch.from_numpy(rng.integers(len(tokenizer.all_special_ids), len(tokenizer), ids.shape))
     corrupted = torch.where(chosen & (how > 0.9), other, corrupted)
     hidden = model.model(corrupted, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state[chosen]
-    return torch.nn.functional.cross_entropy(model.decoder(model.head(hidden)), ids[chosen])  # logits of masked tokens only
+    return torch.nn.functional.cross_entropy(
+        model.decoder(model.head(hidden)), ids[chosen]
+    )  # logits of masked tokens only
 
 
 @torch.no_grad()
@@ -110,7 +131,9 @@ def evaluate(model, rows, tokenizer, recipe):
     losses = []
     for number, batch in enumerate(batches(rows, recipe["batch_tokens"], seed=0)):
         rng = np.random.default_rng([0, number])
-        losses.append(masked_language_model_loss(model, [rows[i] for i in batch], tokenizer, recipe["masked"], rng).item())
+        losses.append(
+            masked_language_model_loss(model, [rows[i] for i in batch], tokenizer, recipe["masked"], rng).item()
+        )
     model.train()
     return float(np.mean(losses))
 
@@ -131,7 +154,7 @@ def schedule(done, warmup):
     return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1, (done - warmup) / (1 - warmup))))
 
 
-def train(recipe, folder, checkpoint_s=300):
+def train(recipe, folder, checkpoint_s=120):
     """Train to the end, from the checkpoint in `folder` if there is one; returns model, tokenizer and the log."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, rows, evaluation_rows = prepare(recipe, folder)
@@ -195,7 +218,10 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change a setting of the recipe")
     options = parser.parse_args()
-    recipe = {**RECIPES[options.name], **{key: json.loads(value) for key, value in (pair.split("=") for pair in options.set)}}
+    recipe = {
+        **RECIPES[options.name],
+        **{key: json.loads(value) for key, value in (pair.split("=") for pair in options.set)},
+    }
     out = options.out or MODELS / options.name
     if (out / "model.safetensors").exists():
         parser.error(f"{out} holds a finished model. Delete it or pass --out with another folder.")
@@ -204,7 +230,9 @@ def main():
     model, tokenizer, state = train(recipe, out / "work")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps(dict(recipe=recipe, **state), indent=1) + "\n")
+    about = dict(recipe=recipe, parameters=model.num_parameters(), **state)
+    (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "model.safetensors").chmod(0o644)
     print(f"{out}: {model.num_parameters():,} parameters, {state['tokens']:,} tokens, {state['cpu_s']:.0f} CPU s")
 
 

@@ -1,12 +1,12 @@
 """Writes reviews, support messages, news, stories, dialogues and facts from the banks.
 
-One `Writer` serves both sides: the unlabelled corpus for pre-training uses every word of the banks, the labelled data sets
-pass `lists` from which some words are held out (`labelled.py`), so that "a word no label ever showed" is true by construction.
+One `Writer` serves both sides: the unlabelled corpus for pre-training uses every word of the banks, the labelled data
+sets hold some words out of its lists (`labelled.py`), so that "a word no label ever showed" is true by construction.
 """
 
 import re
 
-from grammar import Grammar, read_bank, read_banks, BANKS
+from grammar import BANKS, Grammar, read_bank, read_banks
 
 SENTIMENTS = ("negative", "neutral", "positive")
 ADJECTIVES = {"negative": "neg", "neutral": "neu", "positive": "pos"}
@@ -169,7 +169,9 @@ class Writer(Grammar):
 
     def exchange(self, section):
         """One question and its answer, with the shared slots filled alike."""
-        question, answer = self.choose([line for line in self.world["dialogues"][section] if line.count("==>") == 1]).split("==>")
+        question, answer = self.choose(
+            [line for line in self.world["dialogues"][section] if line.count("==>") == 1]
+        ).split("==>")
         slots = self.fix_slots(question + answer)
         return self.sentence(question, **slots), self.sentence(answer, **slots)
 
@@ -180,12 +182,16 @@ class Writer(Grammar):
     def facts(self):
         """A passage about one invented subject, with its questions, as `(passage, [(question, answer), ...])`."""
         kind = self.choose(["person", "person", "town", "organisation", "object"])
-        subject = dict(PERSON=self.slot("full"), TOWN=self.slot("town"), ORG=self.slot("company"), thing=self.slot("thing"))
+        subject = dict(
+            PERSON=self.slot("full"), TOWN=self.slot("town"), ORG=self.slot("company"), thing=self.slot("thing")
+        )
         lines = [line for line in self.world["facts"][kind] if line.count("==>") == 2]
         sentences, questions = [], []
         for line in self.random.sample(lines, self.choose([2, 3, 4])):
             statement, question, answer = line.split("==>")
-            slots = self.fix_slots(line, **(subject if kind == "object" else {k: v for k, v in subject.items() if k != "thing"}))
+            slots = self.fix_slots(
+                line, **(subject if kind == "object" else {k: v for k, v in subject.items() if k != "thing"})
+            )
             sentences.append(self.sentence(statement, **slots))
             questions.append((self.sentence(question, "?", **slots), self.fill(answer, **slots).rstrip(".")))
         return " ".join(sentences), questions

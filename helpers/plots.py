@@ -1,0 +1,270 @@
+"""Charts for the notebooks: numbers and an `ax` go in, the `ax` comes out, and you can go on drawing on it.
+
+Every chart takes `title`: say there what the chart shows, not what it is. Without an `ax` you get a new figure of the
+width of a notebook column. A colour has one meaning everywhere (`COLOURS`); the palette (Okabe and Ito's, one of Tol's,
+two greys) can be told apart by colour-blind readers. End a cell with `;` to hide the text of the `ax`.
+"""
+
+import math
+
+COLOURS = {
+    "weights": "#0072B2",
+    "gradients": "#E69F00",
+    "optimizer": "#009E73",
+    "activations": "#D55E00",
+    "temporaries": "#CC79A7",
+    "train": "#56B4E9",
+    "validation": "#333333",
+    "test": "#882255",
+    "limit": "#767676",  # chance, device capacity, longest input: a dashed line
+}
+# For things without a meaning of their own: the runs, classes or models of one chart, in this order.
+CLASSES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#882255")
+LABELS = {"loss": "loss (nats)", "step": "optimizer step", "accuracy": "accuracy"}
+WIDTH, HEIGHT, DPI = 7, 3.5, 100  # inches, inches, dots per inch
+
+
+def learning_curves(curves, ax=None, *, title=None, x="step", y="loss"):
+    """Training and evaluation values over the steps, for one run or several.
+
+    `curves` is one list of dicts, such as `trainer.state.log_history` or a record's "curve", or a dict of them by name.
+    `y="accuracy"` draws `eval_accuracy`. One run: training and validation in their colours. Several: a colour for each
+    run, training dotted, evaluation solid. A value that is null or not finite leaves a gap.
+
+    >>> ax = learning_curves([{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.6}, {"step": 20, "eval_loss": 0.7}])
+    >>> [line.get_label() for line in ax.get_lines()]
+    ['training', 'validation']
+
+    Taught in notebooks/00_start_here.ipynb, "One small run".
+    """
+    curves = curves if isinstance(curves, dict) else {"": curves}
+    ax, highest = _axes(ax), 0.0
+    for i, (name, curve) in enumerate(curves.items()):
+        evaluated = any(f"eval_{y}" in row for row in curve)
+        for key, part, style in ((y, "training", ":" if name else "-"), (f"eval_{y}", "validation", "-")):
+            points = [(row[x], _finite(row[key])) for row in curve if key in row and x in row]
+            if not points:
+                continue
+            colour = CLASSES[i % len(CLASSES)] if name else COLOURS["train" if part == "training" else "validation"]
+            label = part if not name else name if part == "validation" or not evaluated else None
+            marker = "o" if len(points) < 25 and (part == "validation" or len(points) == 1) else None
+            ax.plot(
+                *zip(*points, strict=True), style, color=colour, label=label, marker=marker, markersize=4, linewidth=1.8
+            )
+            highest = max(highest, *(value for _, value in points if value == value), 0.0)
+    if not ax.get_lines():
+        raise ValueError(f'no curve has "{y}" or "eval_{y}" together with "{x}". Pass trainer.state.log_history.')
+    ax.set_ylim(0, 1.0 if y != "loss" and highest <= 1 else None)
+    ax.set_xlim(left=0)
+    several = len(curves) > 1 and any(line.get_linestyle() == ":" for line in ax.get_lines())
+    if len(ax.get_lines()) > 1 or "" not in curves:
+        _legend(ax)
+    return _finish(
+        ax, title, LABELS.get(x, x), LABELS.get(y, y) + (", training dotted" if several else ""), grid="both"
+    )
+
+
+def confusion(counts, names, ax=None, *, title=None):
+    """How often each class (row) was taken for each class (column): the count and its share of the row.
+
+    `counts` is a matrix with the true classes as rows, or the tuple `(predictions, references)` of class ids or names.
+
+    >>> ax = confusion(([0, 1, 1], [0, 1, 0]), ["negative", "positive"])
+    >>> [text.get_text() for text in ax.texts]
+    ['1\\n50%', '1\\n50%', '', '1\\n100%']
+
+    Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    counts, n = _matrix(counts, list(names)), len(names)
+    totals = [sum(row) for row in counts]
+    shares = [[cell / total if total else 0.0 for cell in row] for row, total in zip(counts, totals, strict=True)]
+    ax = _axes(ax, (min(WIDTH + 2, 3.4 + 0.62 * n), min(WIDTH, 2.0 + 0.46 * n)))
+    shade = LinearSegmentedColormap.from_list("share", ["#FFFFFF", "#9ECAE1", "#08306B"])
+    ax.imshow(shares, cmap=shade, vmin=0, vmax=1, aspect="auto")
+    for i, row in enumerate(counts):
+        for j, cell in enumerate(row):
+            text = f"{cell:,}\n{shares[i][j]:.0%}" if cell else ""
+            colour = "white" if shares[i][j] > 0.6 else "black"
+            ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=10 if n <= 6 else 8, linespacing=1.05)
+    slanted = n > 4 or max(len(name) for name in names) > 12
+    ax.set_xticks(
+        range(n), names, rotation=35 if slanted else 0, ha="right" if slanted else "center", rotation_mode="anchor"
+    )
+    ax.set_yticks(range(n), [f"{name} ({total:,})" for name, total in zip(names, totals, strict=True)])
+    ax.tick_params(length=0)
+    ax.set_xticks([i - 0.5 for i in range(1, n)], minor=True)
+    ax.set_yticks([i - 0.5 for i in range(1, n)], minor=True)
+    ax.grid(which="minor", color="#DDDDDD", linewidth=0.8)
+    ax.tick_params(which="minor", length=0)
+    _finish(ax, title, "predicted class (% of the true class)", "true class (rows)")
+    for side in ax.spines.values():
+        side.set_visible(False)
+    return ax
+
+
+def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None, predicted=None):
+    """Values with their intervals, one line each; in groups when `rows` is a dict of group and rows.
+
+    A row is (name, value), (name, value, low, high), or (name, interval). `predicted` is a dict of name (in groups: of
+    (group, name)) and the value that you expected: drawn hollow, the measurement solid. `chance` is a dashed line.
+
+    >>> ax = scores([("majority", 0.34), ("fine-tuned", 0.82, 0.79, 0.85)], chance=1 / 3)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['majority', 'fine-tuned']
+
+    Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
+    """
+    groups = {
+        g: [_row(row) for row in group] for g, group in (rows if isinstance(rows, dict) else {None: rows}).items()
+    }
+    if not any(groups.values()):
+        raise ValueError("no rows to draw. Pass (name, value, low, high) for each line.")
+    n_lines = sum(len(group) for group in groups.values()) + 1.3 * sum(group is not None for group in groups)
+    ax = _axes(ax, (WIDTH, 1.1 + 0.32 * n_lines))
+    names = list(dict.fromkeys(row[0] for group in groups.values() for row in group))
+    right, place, ticks, predicted = ax.get_yaxis_transform(), 0.0, {}, predicted or {}
+    for group, members in groups.items():
+        if group is not None:
+            place += 0.3 if place else 0
+            ax.text(0, place, f" {group}", transform=right, fontsize=10, fontweight="bold", va="center")
+            place += 1
+        for name, value, low, high in members:
+            colour = COLOURS["test"] if group is None else CLASSES[names.index(name) % len(CLASSES)]
+            if low is not None:
+                ax.plot([low, high], [place, place], color=colour, linewidth=2.5, alpha=0.45, solid_capstyle="butt")
+            ax.plot([value], [place], "o", color=colour, markersize=7)
+            guess = predicted.get(name if group is None else (group, name))
+            if guess is not None:
+                ax.plot(
+                    [guess],
+                    [place],
+                    "o",
+                    markerfacecolor="none",
+                    markeredgecolor=colour,
+                    markersize=9,
+                    markeredgewidth=1.4,
+                )
+            ax.text(
+                1.01,
+                place,
+                f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}",
+                transform=right,
+                va="center",
+                fontsize=10,
+            )
+            ticks[place] = name
+            place += 1
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.set_ylim(place + (0.2 if chance is not None else -0.4), -0.6)
+    every = [x for group in groups.values() for row in group for x in row[1:] if x is not None] + list(
+        predicted.values()
+    )
+    ax.set_xlim(min(0, *every), 1 if 0.25 < max(every) <= 1 else max(every) * 1.1 or 1)
+    if chance is not None:
+        ax.axvline(chance, linestyle="--", color=COLOURS["limit"], linewidth=1.2, zorder=0)
+        ax.text(chance, place - 0.15, f" chance {chance:.2f}", va="center", fontsize=9, color=COLOURS["limit"])
+    xlabel = f"{xlabel} (hollow: predicted, solid: measured)" if predicted else xlabel
+    return _finish(ax, title, xlabel, None, grid="x")
+
+
+def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
+    """Token counts of the rows, with the mean, the longest and, as a dashed line, where rows are cut.
+
+    `waste` is the share of the tokens that is padding, or a dict of such shares by way to pad, as in
+    `data.lengths(...).waste`: it is the title when you give none.
+
+    >>> ax = lengths([5, 7, 9, 30], max_length=16, waste={"to max_length": 0.5, "to the longest": 0.25})
+    >>> ax.get_title(loc="left")
+    'Padding: 50% to max_length, 25% to the longest'
+
+    Taught in notebooks/01_classification.ipynb, "Round 1: how much of the work is padding?".
+    """
+    values = sorted(int(length) for length in lengths)
+    if not values:
+        raise ValueError("no lengths to draw. Pass one token count for each row.")
+    ax, mean, longest = _axes(ax), sum(values) / len(values), values[-1]
+    step = max(1, math.ceil((longest - values[0] + 1) / 60))  # whole tokens, so that no bar is high by its width only
+    ax.hist(values, bins=[edge - 0.5 for edge in range(values[0], longest + step + 1, step)], color=COLOURS["train"])
+    lines = [(mean, f"mean {mean:.0f}", "-", COLOURS["validation"])]
+    if longest > 1.15 * mean:
+        lines.append((longest, f"longest {longest:,}", ":", COLOURS["validation"]))
+    if max_length:
+        cut = sum(length > max_length for length in values) / len(values)
+        lines.append(
+            (
+                max_length,
+                f"limit {max_length:,}: {f'{cut:.1%} of rows' if cut else 'no row'} cut",
+                "--",
+                COLOURS["limit"],
+            )
+        )
+    for place, label, style, colour in lines:
+        ax.axvline(place, linestyle=style, color=colour, linewidth=1.4, label=label)
+    ax.set_xlim(0, 1.05 * max(longest, max_length or 0))
+    _legend(ax)
+    if title is None and waste is not None:
+        ways = waste.items() if isinstance(waste, dict) else [("", waste)]
+        title = "Padding: " + ", ".join(f"{share:.0%} {way}".strip() for way, share in ways)
+    return _finish(ax, title, "tokens in a row" if step == 1 else f"tokens in a row (bars of {step})", "rows", grid="y")
+
+
+# ---- What the charts share ------------------------------------------------------------------------------
+
+
+def _axes(ax, size=(WIDTH, HEIGHT)):
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, dpi=DPI, layout="constrained")[1]
+
+
+def _legend(ax):
+    ax.legend(fontsize=9, facecolor="white", edgecolor="none", framealpha=0.85)
+
+
+def _finish(ax, title, xlabel, ylabel, grid=None):
+    """Title, labels with units, light grid, no box: the look of every chart."""
+    if title:
+        ax.set_title(title, loc="left", fontsize=11, pad=8, wrap=True)
+    ax.set_xlabel(xlabel or "", fontsize=10)
+    ax.set_ylabel(ylabel or "", fontsize=10)
+    ax.tick_params(labelsize=9.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_axisbelow(True)
+    if grid:
+        ax.grid(axis=grid, color="#E5E5E5", linewidth=0.8)
+    return ax
+
+
+def _finite(value):
+    return float(value) if value is not None and math.isfinite(value) else math.nan
+
+
+def _row(row):
+    """(name, value, low, high) of a row; low and high may be None."""
+    name, *rest = row
+    rest = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+    if len(rest) not in (1, 3):
+        raise ValueError(f"row {row!r} is not (name, value) or (name, value, low, high).")
+    return (name, *(float(number) for number in rest), *[None] * (3 - len(rest)))
+
+
+def _matrix(counts, names):
+    """The matrix as lists of whole numbers, rows true; counted here from a tuple of predictions and references."""
+    n = len(names)
+    if not isinstance(counts, tuple):
+        counts = [[int(cell) for cell in row] for row in counts]
+        if len(counts) != n or any(len(row) != n for row in counts):
+            raise ValueError(f"{n} names but a matrix of {len(counts)} rows: pass one name for each row and column.")
+        return counts
+    predictions, references = (list(side) for side in counts)
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
+    matrix = [[0] * n for _ in names]
+    for prediction, reference in zip(predictions, references, strict=True):
+        i, j = (names.index(side) if isinstance(side, str) else int(side) for side in (reference, prediction))
+        matrix[i][j] += 1
+    return matrix

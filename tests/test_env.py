@@ -1,0 +1,142 @@
+"""`env` tells what this machine is without naming it, and finds models or says clearly why not."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import env
+
+ROOT = Path(env.__file__).parents[1]
+
+
+def model_in(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "DATA", tmp_path / "data")
+    return [model_in(tmp_path / "data" / "models" / name) for name in ("tiny-decoder", "tiny-encoder")]
+
+
+def test_machine_is_plain_and_without_names():
+    machine = env.machine()
+    text = json.dumps(machine)
+    assert machine["device"] in {"cuda", "mps", "cpu"}
+    assert 0 < machine["memory_gib"] < 100_000
+    assert 1 <= machine["cores"] <= os.cpu_count()
+    assert str(Path.home()) not in text
+    assert len(platform.node()) < 4 or platform.node() not in text
+
+
+def test_versions_have_no_local_part():
+    assert set(env.versions()) == set(env.LIBRARIES)
+    assert not any("+" in version for version in env.versions().values())
+
+
+def test_import_is_light():
+    code = "import sys; from helpers import env; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_main_prints_the_machine(capsys):
+    env.main()
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed["python"] == platform.python_version()
+    assert printed["torch"].startswith("2.")
+
+
+def test_model_by_name_and_by_folder(models, tmp_path):
+    assert env.model_path("tiny-encoder") == str(models[1])
+    mine = model_in(tmp_path / "mine")
+    assert env.model_path(mine) == env.model_path(str(mine)) == str(mine)
+
+
+def test_model_by_folder_below_home(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mine = model_in(tmp_path / "mine")
+    assert env.model_path("~/mine") == str(mine)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            "tiny-encodr",
+            r'no model "tiny-encodr": data/models has tiny-decoder, tiny-encoder \(closest: tiny-encoder\)\.',
+        ),
+        ("zzz", r'no model "zzz": data/models has tiny-decoder, tiny-encoder\. Pass one of these'),
+        ("org/two words", r'"org/two words" cannot be a Hub id'),
+        ("./nowhere", r'no model "\./nowhere"'),
+        ("/no/where", r'no model "/no/where"'),
+    ],
+)
+def test_a_model_that_is_not_there(models, model, message):
+    with pytest.raises(env.ModelNotFound, match=message):
+        env.model_path(model)
+
+
+def test_no_models_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "DATA", tmp_path)
+    with pytest.raises(env.ModelNotFound, match="data/models has none"):
+        env.model_path("tiny-encoder")
+
+
+def test_a_folder_without_a_model(models, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(env.ModelNotFound, match=r"has no config\.json"):
+        env.model_path(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("LocalEntryNotFoundError", "not in the local cache and the Hub cannot be reached"),
+        ("OfflineModeIsEnabled", "not in the local cache and the Hub cannot be reached"),
+        ("GatedRepoError", "is gated: accept its licence"),
+        ("RepositoryNotFoundError", "the Hub has no model"),
+        ("RemoteEntryNotFoundError", r"has no config\.json, so it is no whole model"),
+    ],
+)
+def test_answers_of_the_hub_are_one_clear_error(monkeypatch, error, message):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def download(*_):
+        kind = getattr(errors, error)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(env.ModelNotFound, match=message):
+        env.model_path("org/name")
+
+
+def test_a_cached_hub_model_is_passed_on(tmp_path):
+    """A cache laid out as the Hub's, no network: the id goes to `from_pretrained` as it is."""
+    repository = tmp_path / "hub" / "models--org--name"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    model_in(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = "from helpers import env; print(env.model_path('org/name'))"
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": True}
+    assert subprocess.run([sys.executable, "-c", code], **run).stdout == "org/name\n"
+
+
+def test_fresh_folder_never_reuses(tmp_path, monkeypatch):
+    monkeypatch.setenv("HELPERS_RUNS", str(tmp_path))
+    (tmp_path / "a" / "007").mkdir(parents=True)
+    assert [env.fresh_folder("a").name for _ in range(2)] == ["008", "009"]
+    code = "from helpers import env; [env.fresh_folder('b') for _ in range(50)]"
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(list((tmp_path / "b").iterdir())) == 100

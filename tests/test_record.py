@@ -1,0 +1,280 @@
+"""A record is valid JSON, never overwrites another one, carries nothing of this machine, and tabulates."""
+
+import enum
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers import record
+
+ROOT = Path(record.__file__).parents[1]
+
+
+def run(**changes):
+    return {"settings": {"rate": 2e-5, "seed": 0}, "metrics": {"accuracy": 0.81}} | changes
+
+
+# ---- Saving and loading ----
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    curve = [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.5}]
+    path = record.save(
+        tmp_path / "new", "a", **run(), curve=curve, seconds=1.5, peak_gib=0.25, machine={"cores": 2}, note="é"
+    )
+    expected = run(name="a", curve=curve, seconds=1.5, peak_gib=0.25, machine={"cores": 2}, note="é")
+    assert record.load(path) == expected
+    assert record.load(path.parent) == [expected]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert '    {"step": 10, "loss": 1.0},' in lines  # one line for a point of the curve
+    assert '    "rate": 2e-05,' in lines
+    assert "peak_gib" not in record.save(tmp_path, "b", **run()).read_text()  # what was not measured is not there
+
+
+def test_order_of_keys_does_not_matter(tmp_path):
+    one = record.save(tmp_path, "a", settings={"b": 1, "a": {"d": 1, "c": 2}}, metrics={}, z=1, y=2)
+    two = record.save(tmp_path, "a", y=2, z=1, metrics={}, settings={"a": {"c": 2, "d": 1}, "b": 1})
+    assert one.read_text() == two.read_text()
+    assert list(json.loads(one.read_text())) == ["settings", "metrics", "y", "z"]
+
+
+def test_never_overwrites(tmp_path):
+    paths = [record.save(tmp_path, "a", **run(metrics={"i": i})) for i in range(11)]
+    assert [path.name for path in paths[:3]] == ["a.json", "a-2.json", "a-3.json"]
+    assert [loaded["metrics"]["i"] for loaded in record.load(tmp_path)] == list(range(11))  # a-2 before a-10
+
+
+def test_two_processes_never_overwrite(tmp_path):
+    code = f"""
+from helpers import record
+for i in range(100):
+    record.save({str(tmp_path)!r}, "a", settings={{}}, metrics={{"i": i}})
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(r["metrics"]["i"] for r in record.load(tmp_path)) == sorted([*range(100), *range(100)])
+
+
+def test_numbers_of_other_libraries_become_plain(tmp_path):
+    import torch
+
+    from helpers.metrics import Interval
+
+    class Strategy(enum.Enum):
+        EPOCH = "epoch"
+
+    path = record.save(
+        tmp_path,
+        "a",
+        settings={
+            "lora": {"target_modules": {"b", "a"}},
+            "when": Strategy.EPOCH,
+            1: True,
+            "path": Path("data/reviews"),
+        },
+        metrics={
+            "numpy": np.float32(0.5),
+            "torch": torch.tensor(0.25),
+            "bf16": torch.tensor([1.0, 2.0], dtype=torch.bfloat16),
+            "flag": np.bool_(True),
+            "interval": Interval(0.5, 0.4, 0.6),
+            "nan": math.nan,
+            "inf": np.array([np.inf, 1.0]),
+        },
+        curve=[{"step": np.int64(3), "loss": torch.tensor(math.nan)}],
+    )
+    loaded = json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    assert loaded["settings"] == {
+        "lora": {"target_modules": ["a", "b"]},
+        "when": "epoch",
+        "1": True,
+        "path": "data/reviews",
+    }
+    assert loaded["metrics"] == {
+        "numpy": 0.5,
+        "torch": 0.25,
+        "bf16": [1.0, 2.0],
+        "flag": True,
+        "interval": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "nan": None,
+        "inf": [None, 1.0],
+    }
+    assert loaded["curve"] == [{"step": 3, "loss": None}]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text().filter(lambda t: "/" not in t and "\\" not in t),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(value=JSON)
+def test_whatever_is_saved_is_valid_json(tmp_path_factory, value):
+    path = record.save(tmp_path_factory.getbasetemp(), "a", settings={"x": value}, metrics={}, curve=[{"y": value}])
+    loaded = record.load(path)
+    path.unlink()
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    assert loaded["settings"] == {"x": plain}
+    assert loaded["curve"] == [{"y": plain}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/ann/project",
+        "~/project",
+        r"C:\Users\ann",
+        "/srv/main/data",
+        "saved in /tmp/x/y",
+        "file:/x",
+        Path("/a/b"),
+    ],
+)
+def test_a_path_of_this_machine_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"settings\.data\.model names a path of this machine"):
+        record.save(tmp_path, "a", **run(settings={"data": {"model": text}}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["org/name", "tiny-encoder", "3/4 of rows", "a / b", "https://example.org/a/b", "and/or", "/"]
+)
+def test_what_only_resembles_a_path_is_kept(tmp_path, text):
+    assert record.load(record.save(tmp_path, "a", **run(settings={"x": text})))["settings"]["x"] == text
+
+
+def test_errors_of_save(tmp_path):
+    for name in ("a/b", "../a", "", ".hidden", "a b", "a.json"):
+        with pytest.raises(ValueError, match="use letters, digits"):
+            record.save(tmp_path, name, **run())
+    with pytest.raises(ValueError, match=r"settings\.model is object, which JSON cannot hold"):
+        record.save(tmp_path, "a", **run(settings={"model": object()}))
+    with pytest.raises(ValueError, match="metrics is float; pass a dict"):
+        record.save(tmp_path, "a", **run(metrics=0.5))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"settings": {}, ', r"bad\.json is not valid JSON"),
+        (b"", r"bad\.json is not valid JSON"),
+        (b"\xff\xfe", r"bad\.json is not valid JSON"),
+        (b"[1]", r"bad\.json is no record: it has no settings and no metrics"),
+        (b'{"settings": {}}', r"bad\.json is no record: it has no metrics"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, content, message):
+    record.save(tmp_path, "a", **run())
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        record.load(tmp_path)
+
+
+def test_nothing_to_load(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no records"):
+        record.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no record"):
+        record.load(tmp_path / "a.json")
+
+
+def test_only_the_standard_library():
+    code = "import sys; from helpers import record; print({'numpy', 'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# ---- Tables ----
+
+
+def test_table_is_markdown_and_html():
+    rows = [{"name": "a|b", "n": 12000, "note": None, "x": "<b>"}, {"name": "c", "n": 5, "x": [1, 2]}]
+    table = record.show(rows)
+    assert str(table).splitlines() == [
+        "| name |      n | note | x    |",
+        "|:-----|-------:|-----:|:-----|",
+        "| a\\|b | 12,000 |    — | <b>  |",
+        "| c    |      5 |    — | 1, 2 |",
+    ]
+    html = table._repr_html_()
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html
+    assert '<td style="text-align: right">12,000</td>' in html
+    assert str(record.show([])) == "(no rows)"
+    assert table[0]["n"] == 12000  # still a list of dicts
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.8125, 0.9], ["0.812", "0.900"]),
+        ([2e-5, 1e-3], ["2e-05", "0.001"]),
+        ([1e-5, 0.123456], ["1e-05", "0.123"]),
+        ([1.0, 2.5], ["1.0", "2.5"]),
+        ([1.0, 3.0], ["1.0", "3.0"]),
+        ([123456.5, 2], ["123,456.5", "2.0"]),
+        ([True, False], ["True", "False"]),
+        ([1, None], ["1", "—"]),
+        ([0.0, 0.33333], ["0.000", "0.333"]),
+        ([float("nan"), 1.0], ["nan", "1.0"]),
+        ([None, None], ["—", "—"]),
+        ([{"value": 0.8, "low": 0.75, "high": 0.853}, None], ["0.800 [0.750, 0.853]", "—"]),
+    ],
+)
+def test_numbers_show_short(values, shown):
+    table = record.show([{"x": value} for value in values])
+    assert [line.strip("| ") for line in str(table).splitlines()[2:]] == shown
+
+
+def test_table_headings_formats_and_errors():
+    runs = [run(name="a", machine={"cores": 2}), run(name="b", metrics={"accuracy": 0.9, "f1": 0.5})]
+    table = record.table(runs, {"name": "run", "metrics.accuracy": ("right", ".0%"), "metrics.f1": "F1"})
+    assert list(table[0]) == ["run", "right", "F1"]
+    assert "| a   |   81% |   — |" in str(table)
+    assert record.table(runs, ["settings.seed", "metrics.f1"])[1] == {"seed": 0, "f1": 0.5}
+    assert list(record.table([run(x={"seed": 1})], ["settings.seed", "x.seed"])[0]) == ["settings.seed", "x.seed"]
+    with pytest.raises(ValueError, match=r'no run has "metrics.acc" \(closest: metrics.accuracy\)'):
+        record.table(runs, ["metrics.acc"])
+    with pytest.raises(ValueError, match=r'no run has "f1" \(closest: metrics.f1\)'):
+        record.table(runs, ["f1"])
+
+
+def test_differences_show_what_changed():
+    runs = [
+        run(name="full", settings={"rate": 2e-5, "seed": 0, "model": "tiny"}, metrics={"accuracy": 0.8, "f1": 0.7}),
+        run(
+            name="lora",
+            settings={"rate": 2e-4, "seed": 0, "model": "tiny", "lora": {"r": 8}},
+            metrics={"accuracy": 0.7},
+        ),
+    ]
+    table = record.differences(runs, ["metrics.accuracy", "metrics.f1"])
+    assert list(table[0]) == ["name", "rate", "lora.r", "accuracy", "change of accuracy", "f1", "change of f1"]
+    assert table[1]["change of accuracy"] == pytest.approx(-0.1)
+    assert table[0]["change of accuracy"] is table[1]["change of f1"] is None
+    assert "-0.100" in str(table)
+
+
+def test_summarise_over_seeds():
+    runs = [
+        run(settings={"rate": rate, "seed": seed}, metrics={"accuracy": value})
+        for rate, values in {1e-4: [0.8, 0.9, 1.0], 1e-3: [0.5, None]}.items()
+        for seed, value in enumerate(values)
+    ]
+    first, second = record.summarise(runs, by="settings.rate", metric="metrics.accuracy")
+    expected = {"rate": 1e-4, "n": 3, "mean": 0.9, "sd": 0.1, "lowest": 0.8, "highest": 1.0, "failed": 0}
+    assert first == pytest.approx(expected)
+    assert second == {"rate": 1e-3, "n": 1, "mean": 0.5, "sd": None, "lowest": 0.5, "highest": 0.5, "failed": 1}
+    assert "failed" not in record.summarise(runs[:3], by=["settings.rate"], metric="metrics.accuracy")[0]
