@@ -16,8 +16,8 @@ lab: .venv/ready
 
 test: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python tests/notebooks.py with-solutions .build/notebooks
-	$(BIN)/python -m pytest tests helpers .build/notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=180
+	$(BIN)/python tests/notebooks.py with-solutions .build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests helpers .build --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile --durations=8
 
 check: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

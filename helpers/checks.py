@@ -1,7 +1,7 @@
 """Checks for the exercises: they say what is right, and name the mistake where it is a known one.
 
-A placeholder is `...` (for a number) or a function whose body is `...`; a check answers "not tried yet" to both, so that a
-notebook runs from top to bottom before any exercise is solved.
+A placeholder is `...` (for a number) or a function whose body is `...`; a check answers "not tried yet" to both, so
+that a notebook runs from top to bottom before any exercise is solved.
 """
 
 import math
@@ -62,7 +62,7 @@ def _is_number(value):
 
 
 def function(answer, cases):
-    """Whether a function gives what it should; stops at the first case that it gets wrong and says what that case is about.
+    """Whether a function gives what it should; stops at the first case that it gets wrong and says what it is about.
 
     `cases` is a list of `(arguments, expected, what this case is about)`; arguments a tuple.
 
@@ -87,7 +87,9 @@ def function(answer, cases):
         if given is None or given is ...:
             return NOT_TRIED
         if not _same(given, expected):
-            return Check(False, f"Not yet, on {about}: for {_call(arguments)} it gave {given!r}, expected {expected!r}.")
+            return Check(
+                False, f"Not yet, on {about}: for {_call(arguments)} it gave {given!r}, expected {expected!r}."
+            )
     return Check(True, f"Right: all {len(cases)} cases.")
 
 
@@ -109,7 +111,7 @@ def _same(given, expected):
 
 
 def reached(answer, least, *, what="validation accuracy", mistakes=()):
-    """Whether a measured score is high enough. `mistakes` is a list of `(condition, sentence)` that rule it out.
+    """Whether a measured score is high enough; `mistakes` is a list of `(condition, sentence)` that rule it out.
 
     >>> reached(0.83, 0.80)
     Right: validation accuracy 0.830, at least 0.800 was wanted.

@@ -1,14 +1,15 @@
 """Run the notebooks, write clean outputs, and make the copies that the tests run.
 
-    python tests/notebooks.py execute notebooks/*.ipynb        # in order; writes outputs back
-    python tests/notebooks.py with-solutions .build/notebooks  # copies in which each exercise is also solved and checked
+    python tests/notebooks.py execute notebooks/*.ipynb  # in order; writes outputs back
+    python tests/notebooks.py with-solutions .build      # copies in which each exercise is also solved and checked
 
-Cells are found by their tags: `exercise` (placeholder), `check` (one expression, a call of `helpers.checks`), `solution`
-(folded Markdown with one Python block), `take-home`.
+Cells are found by their tags: `exercise` (placeholder), `check` (one expression, a call of `helpers.checks`),
+`solution` (folded Markdown with one Python block), `sweep` (what a point of a sweep needs), `take-home`.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -18,7 +19,11 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from helpers import env
+
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+COSTS = env.DATA / "results" / "notebooks"
+PROBE = "import resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"  # KiB on Linux
 TIMES = re.compile(r"\d[\d,]*(\.\d+)?( |&nbsp;)?(ms|s|seconds|times|x|tokens/s|rows/s|GiB|MiB)\b")
 ADDRESSES = re.compile(r"0x[0-9a-f]{6,}")
 
@@ -91,11 +96,14 @@ def same_but_for_times(new, old):
 
 
 def execute(path, timeout=600):
-    """Run a notebook in a fresh kernel and save it; outputs that differ only in times stay as they were."""
+    """Run a notebook in a fresh kernel, save it and its cost; outputs that differ only in times stay as they were."""
     notebook = nbformat.read(path, as_version=4)
     before = {cell.source: json.loads(json.dumps(cell.get("outputs", []))) for cell in code_cells(notebook)}
     started = time.monotonic()
+    notebook.cells.append(nbformat.v4.new_code_cell(PROBE))
     NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(path.parent)}}).execute()
+    peak_gib = float(notebook.cells.pop().outputs[0].text)
+    save_cost(path.stem, seconds=round(time.monotonic() - started), peak_gib=round(peak_gib, 1))
     clean(notebook)
     for cell in code_cells(notebook):
         if same_but_for_times(cell.outputs, before.get(cell.source, [])):
@@ -103,6 +111,18 @@ def execute(path, timeout=600):
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
     print(f"{path.name}: {time.monotonic() - started:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def save_cost(name, **cost):
+    """Write `data/results/notebooks/NAME.json`, unless what is there says about the same."""
+    path = COSTS / f"{name}.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        if all(math.isclose(before[key], value, rel_tol=0.3, abs_tol=0.2) for key, value in cost.items()):
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {**cost, "machine": env.machine(), "versions": env.versions()}
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def main(command, *arguments):

@@ -103,6 +103,20 @@ def without_example(source):
     return problems
 
 
+def headings(name):
+    """The headings of a notebook, without their marks; none when there is no such notebook."""
+    path = NOTEBOOKS / name
+    cells = nbformat.read(path, as_version=4).cells if path.exists() else []
+    lines = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    return {line.lstrip("# ") for line in lines if line.startswith("#")}
+
+
+def taught_nowhere(source):
+    """Docstrings that name a notebook or a heading that is not there."""
+    taught = re.findall(r'Taught in notebooks/(\S+), "([^"]+)"', source)
+    return [f"{name} has no heading {heading!r}" for name, heading in taught if heading not in headings(name)]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_helpers_module_imports_only_what_the_table_allows(module):
     assert module in ARROWS, f"helpers/{module}.py is not in the table of modules"
@@ -118,7 +132,7 @@ def test_the_package_itself_only_documents():
     assert [type(node) for node in body] == [ast.Expr]
 
 
-@pytest.mark.parametrize("rule", [star_imports, wrapped, without_example])
+@pytest.mark.parametrize("rule", [star_imports, wrapped, without_example, taught_nowhere])
 @pytest.mark.parametrize("module", MODULES)
 def test_a_helpers_module_keeps(module, rule):
     problems = rule(MODULES[module])
@@ -156,6 +170,8 @@ def test_an_arrow_is_seen_in_every_form(source):
         (without_example, 'def told():\n    """No example."""'),
         (without_example, 'class Told:\n    """No example."""'),
         (without_example, "class Silent(ValueError): pass"),
+        (taught_nowhere, 'Taught in notebooks/00_start_here.ipynb, "A heading that is not there".'),
+        (taught_nowhere, 'Taught in notebooks/99_nowhere.ipynb, "One dial".'),
     ],
 )
 def test_a_broken_helpers_module_is_caught(rule, source):

@@ -16,6 +16,10 @@ from helpers import data, metrics, record
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "data"
 CARDS = ["README.md", "data/README.md", "data/models/tiny-encoder/README.md"]
+NOTEBOOKS = {
+    "00_start_here": ("What does fine-tuning change, and how would you know?", 10),
+    "01_classification": ("How does a pre-trained encoder become a classifier, and is it any good?", 45),
+}
 FILES = {"reviews": ("csv", "label"), "support": ("jsonl", "intent"), "entities": ("json", "tags")}
 PARTS = ("train", "validation", "validation_handwritten", "test_same", "test_unseen", "test_handwritten")
 
@@ -77,7 +81,19 @@ def encoder_facts():
     ]
 
 
+def notebooks():
+    """What each notebook asks and what it costs."""
+    rows = []
+    for name, (question, minutes) in NOTEBOOKS.items():
+        cost = record.load(DATA / "results" / "notebooks" / f"{name}.json")
+        title = name.replace("_", " ")
+        rows.append({"notebook": f"[{title}](notebooks/{name}.ipynb)", "question": question, "your minutes": minutes,
+                     "machine, s": cost["seconds"], "peak GiB": f"{cost['peak_gib']:.1f}"})  # fmt: skip
+    return rows
+
+
 TABLES = {
+    "notebooks": notebooks,
     **{name: lambda name=name: counts(name) for name in FILES},
     "encoder-scores": encoder_scores,
     "encoder-curve": encoder_curve,

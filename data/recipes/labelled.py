@@ -38,7 +38,7 @@ def words(text):
 
 def hold_out(entries, rng, share=0.4):
     """A random share of the single words of a list, always the same ones."""
-    single = sorted(entry for entry in entries if " " not in entry)
+    single = sorted(entry for entry in entries if entry.isalpha())
     return set(rng.sample(single, round(len(single) * share)))
 
 

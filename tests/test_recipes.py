@@ -1,0 +1,155 @@
+"""The banks read well, the data is what the recipe writes, the pre-training resumes exactly, the cards are true."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cards
+import labelled
+import pretrain
+import pytest
+import torch
+from corpus import Corpus
+from grammar import BANKS, Grammar, read_bank
+from writer import Writer
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+BANK_FILES = sorted(BANKS.rglob("*.txt"))
+SLOTS = {
+    *("full", "surname", "number", "year", "item", "aspect", "adj", "cue", "hero", "friend", "thing", "spot"),
+    *("PER", "LOC", "ORG", "PERSON", "TOWN"),
+}
+
+
+@pytest.fixture(scope="module")
+def files():
+    return labelled.files()
+
+
+def texts(name, part):
+    ending = cards.FILES[name][0]
+    content = (DATA / name / f"{part}.{ending}").read_text(encoding="utf-8")
+    rows = csv.DictReader(content.splitlines()) if ending == "csv" else None
+    rows = rows or (json.loads(content) if ending == "json" else map(json.loads, content.splitlines()))
+    return [row.get("text") or " ".join(row["tokens"]) for row in rows]
+
+
+@pytest.mark.parametrize("path", BANK_FILES, ids=lambda path: path.relative_to(BANKS).as_posix())
+def test_every_line_of_a_bank_is_well_formed(path):
+    known = {*SLOTS, *read_bank(BANKS / "lists.txt"), *read_bank(BANKS / "polarity.txt")}
+    for section, entries in read_bank(path).items():
+        assert entries, f"{path.name}: section {section} is empty"
+        for entry in entries:
+            assert entry.count("{") == entry.count("}"), f"{path.name}: {entry}"
+            assert set(re.findall(r"<(\w+)>", entry)) <= known, f"{path.name}: {entry}"
+
+
+def test_no_evaluative_word_has_two_signs():
+    lists = read_bank(BANKS / "polarity.txt")
+    assert not set(lists["pos"]) & set(lists["neg"]) | set(lists["pos"]) & set(lists["neu"])
+    assert not set(lists["neg"]) & set(lists["neu"])
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("a apple", "An apple."),
+        ("a {union|uniform|one-off|European} {thing|}", None),
+        ("what is it?", "What is it?"),
+        ("it took a hour", "It took an hour."),
+    ],
+)
+def test_the_grammar_writes_articles_capitals_and_stops(template, text):
+    found = Grammar(seed=0).sentence(template)
+    assert found == text if text else " an " not in f" {found.lower()}"
+
+
+def test_the_data_is_what_the_recipe_writes(files):
+    for path, text in files.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} differs: run data/recipes/labelled.py"
+
+
+def test_no_held_out_adjective_is_in_a_labelled_text(files):
+    """Computed here from the files alone: the adjectives of the unseen part that are in the lists."""
+    adjectives = {word for name in ("pos", "neg", "neu") for word in Writer().lists[name] if " " not in word}
+    shown = set(re.findall(r"[a-z'-]+", " ".join(texts("reviews", "train") + texts("reviews", "validation")).lower()))
+    unseen = texts("reviews", "test_unseen")
+    carried = [adjectives.intersection(re.findall(r"[a-z'-]+", text.lower())) - shown for text in unseen]
+    assert all(carried), unseen[carried.index(set())]
+
+
+@pytest.mark.parametrize("name", ["reviews", "support", "entities"])
+def test_no_handwritten_sentence_comes_from_the_generator(name):
+    """No handwritten text is in the generated files, nor among fifty thousand documents of the corpus."""
+    generated = {key(text) for part in ("train", "validation", "test_same") for text in texts(name, part)}
+    handwritten = {key(text) for part in ("validation", "test") for text in texts(name, f"{part}_handwritten")}
+    assert not generated & handwritten
+    corpus = " ".join(key(document) for document in Corpus(seed=9).documents(5_000))
+    assert not [text for text in handwritten if text in corpus and len(text.split()) > 4]
+
+
+def key(text):
+    return " ".join(labelled.words(text))
+
+
+def test_pre_training_resumes_exactly(tmp_path):
+    recipe = {
+        **pretrain.RECIPES["tiny-encoder"],
+        **dict(documents=300, evaluation_documents=20, vocabulary=600, hidden=32, heads=1, layers=1, batch_tokens=512),
+    }
+    torch.set_num_threads(1)
+    first, second = tmp_path / "whole", tmp_path / "parts"
+    first.mkdir()
+    pretrain.prepare(recipe, first)
+    shutil.copytree(first, second)  # the training of a tokenizer breaks ties differently each time
+    whole, _, _ = pretrain.train({**recipe, "tokens": 6_000}, first)
+    stop_early = pretrain.stream
+
+    def interrupted(rows, batch_tokens, seed, skip):
+        for number, batch in enumerate(stop_early(rows, batch_tokens, seed, skip)):
+            if number == 7:
+                raise KeyboardInterrupt
+            yield batch
+
+    pretrain.stream = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.train({**recipe, "tokens": 6_000}, second, checkpoint_s=0)
+    finally:
+        pretrain.stream = stop_early
+    resumed, _, state = pretrain.train({**recipe, "tokens": 6_000}, second)
+    assert state["step"] > 7
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_finished_model_is_not_overwritten(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "tiny-encoder"])
+    with pytest.raises(SystemExit):
+        pretrain.main()
+    assert "holds a finished model" in capsys.readouterr().err
+
+
+def test_the_encoder_is_small_and_knows_the_chat_tokens():
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    folder = DATA / "models" / "tiny-encoder"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 12e6
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert all(len(tokenizer.tokenize(token)) == 1 for token in ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"])
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    batch = tokenizer("The food was cold and the service was [MASK]. Never again.", return_tensors="pt")
+    place = batch["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+    guesses = model(**batch).logits[0, place].topk(50).indices
+    bad = set(read_bank(BANKS / "polarity.txt")["neg"])
+    assert bad & set(tokenizer.convert_ids_to_tokens(guesses))
+
+
+@pytest.mark.parametrize("name", cards.CARDS)
+def test_the_tables_of_the_cards_are_true(name):
+    path = cards.REPOSITORY / name
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- " in text
+    assert cards.filled(text) == text, f"{name} is out of date: run python data/recipes/cards.py"

@@ -1,0 +1,34 @@
+"""One point of each sweep is run again, another one each day, and compared with its record."""
+
+import datetime
+import random
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from helpers import env, record
+from notebooks import NOTEBOOKS, tagged
+
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+SWEEPS = {"01_classification": "rate-"}
+TOLERANCE = 0.04  # another processor rounds differently: a few of 600 rows may fall to the other side
+
+
+def sweep_cells(notebook):
+    """The source of the cells tagged `sweep`, which define `sweep_point`."""
+    return "\n\n".join(notebook.cells[i].source for i in tagged(notebook, "sweep"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_point_of_the_sweep_gives_its_record_again(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runs = [run for run in record.load(RESULTS / name) if run["name"].startswith(SWEEPS[name])]
+    run = random.Random(datetime.date.today().toordinal()).choice(runs)
+    space = {}
+    exec(sweep_cells(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)), space)
+    point = {key: value for key, value in run["settings"].items() if key != "model"}
+    found = space["sweep_point"](**point)
+    for part, accuracy in run["metrics"].items():
+        assert found[part] == pytest.approx(accuracy, abs=TOLERANCE), f"{run['name']} on {env.device()}: {part}"
