@@ -117,11 +117,11 @@ def save_cost(name, **cost):
     """Write `data/results/notebooks/NAME.json`, unless what is there says about the same."""
     path = COSTS / f"{name}.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text())["metrics"]
         if all(math.isclose(before[key], value, rel_tol=0.3, abs_tol=0.2) for key, value in cost.items()):
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {**cost, "machine": env.machine(), "versions": env.versions()}
+    found = {"settings": {}, "metrics": cost, "machine": env.machine(), "versions": env.versions()}
     path.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -97,7 +97,8 @@ def key(text):
 def test_pre_training_resumes_exactly(tmp_path):
     recipe = {
         **pretrain.RECIPES["tiny-encoder"],
-        **dict(documents=300, evaluation_documents=20, vocabulary=600, hidden=32, heads=1, layers=1, batch_tokens=512),
+        **dict(mixture="general", documents=300, evaluation_documents=20, vocabulary=600),
+        **dict(hidden=32, heads=1, layers=1, batch_tokens=512),
     }
     torch.set_num_threads(1)
     first, second = tmp_path / "whole", tmp_path / "parts"

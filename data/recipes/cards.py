@@ -55,28 +55,30 @@ def encoder_scores():
 
 
 def encoder_curve():
-    """Loss on held-out documents over the tokens seen."""
-    log = json.loads((DATA / "models" / "tiny-encoder" / "training.json").read_text())["log"]
-    return [
-        {"tokens": f"{p['tokens']:,}", "CPU s": p["cpu_s"], "evaluation loss": f"{p['evaluation_loss']:.3f}"}
-        for p in log[::4] + log[-1:]
-    ]
+    """Loss on held-out documents over the tokens seen, for each phase on documents of its own kind."""
+    rows = []
+    for phase in json.loads((DATA / "models" / "tiny-encoder" / "training.json").read_text())["phases"]:
+        for point in [*phase["log"][::4], phase["log"][-1]]:
+            loss = f"{point['evaluation_loss']:.3f}"
+            rows.append({"phase": phase["mixture"], "tokens": f"{point['tokens']:,}", "CPU s": point["cpu_s"],
+                         "evaluation loss": loss})  # fmt: skip
+    return rows
 
 
 def encoder_facts():
     """Size and cost of the encoder."""
     folder = DATA / "models" / "tiny-encoder"
     training = json.loads((folder / "training.json").read_text())
-    recipe = training["recipe"]
+    recipe, phases = training["recipe"], training["phases"]
     return [
         {"": "parameters", "value": f"{training['parameters']:,}"},
         {"": "file", "value": f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB, fp32"},
         {"": "layers, hidden size, heads", "value": f"{recipe['layers']}, {recipe['hidden']}, {recipe['heads']}"},
         {"": "vocabulary", "value": f"{recipe['vocabulary']:,} lower-case word pieces"},
         {"": "longest input", "value": f"{recipe['max_length']} tokens (pre-trained on up to 128)"},
-        {"": "documents", "value": f"{recipe['documents']:,}"},
-        {"": "tokens seen", "value": f"{training['tokens']:,}"},
-        {"": "CPU time", "value": f"{training['cpu_s'] / 60:.0f} minutes"},
+        {"": "documents", "value": " + ".join(f"{phase['documents']:,}" for phase in recipe["phases"])},
+        {"": "tokens seen", "value": " + ".join(f"{phase['tokens']:,}" for phase in phases)},
+        {"": "CPU time", "value": f"{sum(phase['cpu_s'] for phase in phases) / 60:.0f} minutes"},
         {"": "seed", "value": recipe["seed"]},
     ]
 
@@ -85,7 +87,7 @@ def notebooks():
     """What each notebook asks and what it costs."""
     rows = []
     for name, (question, minutes) in NOTEBOOKS.items():
-        cost = record.load(DATA / "results" / "notebooks" / f"{name}.json")
+        cost = record.load(DATA / "results" / "notebooks" / f"{name}.json")["metrics"]
         title = name.replace("_", " ")
         rows.append({"notebook": f"[{title}](notebooks/{name}.ipynb)", "question": question, "your minutes": minutes,
                      "machine, s": cost["seconds"], "peak GiB": f"{cost['peak_gib']:.1f}"})  # fmt: skip

@@ -13,7 +13,7 @@ from collections import Counter
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-from writer import Writer
+from writer import SENTIMENTS, STARS, Writer
 
 SPECIAL = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 CHAT = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -23,14 +23,41 @@ SYSTEM = [
     "You are polite and brief.",
     "You help customers of a shop.",
 ]
-SHARES = dict(review=0.42, support=0.15, news=0.1, facts=0.08, things=0.06, everyday=0.08, story=0.06, chat=0.05)
+SHARES = {  # of the documents of a kind; the second phase of pre-training is mostly judgements
+    "general": dict(
+        review=0.42,
+        judgement=0.0,
+        support=0.15,
+        news=0.1,
+        facts=0.08,
+        things=0.06,
+        everyday=0.08,
+        story=0.06,
+        chat=0.05,
+    ),
+    "judgements": dict(
+        review=0.2,
+        judgement=0.5,
+        support=0.12,
+        news=0.06,
+        facts=0.02,
+        things=0.02,
+        everyday=0.04,
+        story=0.02,
+        chat=0.02,
+    ),
+}
 
 
 class Corpus(Writer):
-    """Endless documents: `next(Corpus(seed=1).documents())`."""
+    """A writer of documents: `list(Corpus(seed=1).documents(3))`; `mixture` names their shares."""
+
+    def __init__(self, seed=0, mixture="general"):
+        super().__init__(seed)
+        self.kinds, self.shares = zip(*SHARES[mixture].items(), strict=True)
 
     def document(self):
-        return getattr(self, f"{self.random.choices(list(SHARES), SHARES.values())[0]}_document")()
+        return getattr(self, f"{self.random.choices(self.kinds, self.shares)[0]}_document")()
 
     def documents(self, count):
         """`count` different documents."""
@@ -56,6 +83,16 @@ class Corpus(Writer):
             again = self.review(review["label"], review["category"], only_lists=True)
             return f"{review['text']} In short: {again['text']}"
         return review["text"]
+
+    def judgement_document(self):
+        """Judgements of one sign about one thing, with its stars: what tells words of praise from words of blame."""
+        sentiment, category = self.choose(SENTIMENTS), self.choose(list(self.reviews))
+        bank, item = self.reviews[category], self.choose(self.reviews[category]["items"])
+        several = range(self.choose([1, 2, 3, 4]))
+        text = " ".join(self.opinion(sentiment, bank, item, only_lists=self.chance(0.5)) for _ in several)
+        title = self.sentence(self.choose(bank[f"title_{sentiment}"]), item=item, aspect=bank["aspects"])
+        stars = f"Rating: {self.choose(STARS[sentiment])} out of 5."
+        return self.choose([f"{text} {stars}", f"{stars} {text}", f"{title} {text} {stars}", f"{title} {stars} {text}"])
 
     def support_document(self):
         message = self.message()

@@ -25,14 +25,16 @@ from transformers.utils import logging
 MODELS = Path(__file__).parents[1] / "models"
 RECIPES = {
     "tiny-encoder": dict(
-        documents=400_000,
+        phases=[
+            dict(mixture="general", documents=400_000, tokens=15_000_000),
+            dict(mixture="judgements", documents=200_000, tokens=8_000_000),
+        ],
         evaluation_documents=2_000,
         vocabulary=8_192,
         max_length=512,
         hidden=160,
         layers=4,
         heads=5,
-        tokens=15_000_000,
         batch_tokens=4_096,
         masked=0.3,
         learning_rate=2e-3,
@@ -63,12 +65,14 @@ def build_model(recipe, tokenizer):
     return ModernBertForMaskedLM(config)
 
 
-def prepare(recipe, folder):
-    """Tokenizer and token ids of the corpus, made once and kept in `folder`."""
+def prepare(recipe, folder, tokenizer=None):
+    """Tokenizer, trained here unless given, and token ids of the corpus; made once and kept in `folder`."""
     if not (folder / "tokens.npz").exists():
         print("writing the corpus ...", flush=True)
-        texts = list(Corpus(recipe["seed"]).documents(recipe["documents"] + recipe["evaluation_documents"]))
-        tokenizer = train_tokenizer(texts[: recipe["documents"]][::4], recipe["vocabulary"], recipe["max_length"])
+        corpus = Corpus(recipe["seed"], recipe["mixture"])
+        texts = list(corpus.documents(recipe["documents"] + recipe["evaluation_documents"]))
+        if tokenizer is None:
+            tokenizer = train_tokenizer(texts[: recipe["documents"]][::4], recipe["vocabulary"], recipe["max_length"])
         tokenizer.save_pretrained(folder / "tokenizer")
         ids = []
         for start in tqdm(range(0, len(texts), 10_000), desc="tokenising"):
@@ -154,11 +158,21 @@ def schedule(done, warmup):
     return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1, (done - warmup) / (1 - warmup))))
 
 
-def train(recipe, folder, checkpoint_s=120):
-    """Train to the end, from the checkpoint in `folder` if there is one; returns model, tokenizer and the log."""
+def pretrain(recipe, folder):
+    """All phases one after the other, each from the weights of the one before, with a schedule of its own."""
+    model, tokenizer, phases = None, None, []
+    for number, phase in enumerate(recipe["phases"]):
+        settings = {**recipe, **phase, "seed": recipe["seed"] + number}
+        model, tokenizer, state = train(settings, folder / phase["mixture"], model, tokenizer)
+        phases.append({"mixture": phase["mixture"], **state})
+    return model, tokenizer, phases
+
+
+def train(recipe, folder, model=None, tokenizer=None, checkpoint_s=120):
+    """Train one phase to its end, from the checkpoint in `folder` if there is one: model, tokenizer and state."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer, rows, evaluation_rows = prepare(recipe, folder)
-    model = build_model(recipe, tokenizer)
+    tokenizer, rows, evaluation_rows = prepare(recipe, folder, tokenizer)
+    model = model or build_model(recipe, tokenizer)
     optimizers = build_optimizers(model, recipe)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     state = dict(step=0, tokens=0, cpu_s=0.0, log=[])
@@ -227,13 +241,14 @@ def main():
         parser.error(f"{out} holds a finished model. Delete it or pass --out with another folder.")
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
-    model, tokenizer, state = train(recipe, out / "work")
+    model, tokenizer, phases = pretrain(recipe, out / "work")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    about = dict(recipe=recipe, parameters=model.num_parameters(), **state)
+    about = dict(recipe=recipe, parameters=model.num_parameters(), phases=phases)
     (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
     (out / "model.safetensors").chmod(0o644)
-    print(f"{out}: {model.num_parameters():,} parameters, {state['tokens']:,} tokens, {state['cpu_s']:.0f} CPU s")
+    tokens, cpu_s = sum(phase["tokens"] for phase in phases), sum(phase["cpu_s"] for phase in phases)
+    print(f"{out}: {model.num_parameters():,} parameters, {tokens:,} tokens, {cpu_s:.0f} CPU s")
 
 
 if __name__ == "__main__":
