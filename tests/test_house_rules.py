@@ -625,7 +625,7 @@ def messages(path, draw):
 def long_reviews(path, draw):
     """A few thousand rows, one text in a hundred longer than the model takes, and numbers as labels."""
     rows = []
-    for number in range(2000):
+    for number in range(1500):
         stars = draw.randrange(3)
         words = draw.randint(600, 900) if number % 100 == 0 else draw.randint(10, 20)
         rows.append((text_about(["bad", "middling", "good"][stars], words, draw), stars))
