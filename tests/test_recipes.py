@@ -18,7 +18,7 @@ from writer import Writer
 DATA = Path(__file__).resolve().parents[1] / "data"
 BANK_FILES = sorted(BANKS.rglob("*.txt"))
 SLOTS = {
-    *("full", "surname", "number", "year", "item", "aspect", "adj", "cue", "hero", "friend", "thing", "spot"),
+    *("full", "surname", "number", "year", "item", "aspect", "adj", "adj2", "cue", "hero", "friend", "thing", "spot"),
     *("PER", "LOC", "ORG", "PERSON", "TOWN"),
 }
 
@@ -29,11 +29,11 @@ def files():
 
 
 def texts(name, part):
-    ending = cards.FILES[name][0]
+    ending, columns, _ = cards.FILES[name]
     content = (DATA / name / f"{part}.{ending}").read_text(encoding="utf-8")
     rows = csv.DictReader(content.splitlines()) if ending == "csv" else None
     rows = rows or (json.loads(content) if ending == "json" else map(json.loads, content.splitlines()))
-    return [row.get("text") or " ".join(row["tokens"]) for row in rows]
+    return [" ".join(cards.contents(row, columns)) for row in rows]
 
 
 @pytest.mark.parametrize("path", BANK_FILES, ids=lambda path: path.relative_to(BANKS).as_posix())
@@ -80,7 +80,7 @@ def test_no_held_out_adjective_is_in_a_labelled_text(files):
     assert all(carried), unseen[carried.index(set())]
 
 
-@pytest.mark.parametrize("name", ["reviews", "support", "entities"])
+@pytest.mark.parametrize("name", cards.FILES)
 def test_no_handwritten_sentence_comes_from_the_generator(name):
     """No handwritten text is in the generated files, nor among fifty thousand documents of the corpus."""
     generated = {key(text) for part in ("train", "validation", "test_same") for text in texts(name, part)}
@@ -88,6 +88,41 @@ def test_no_handwritten_sentence_comes_from_the_generator(name):
     assert not generated & handwritten
     corpus = " ".join(key(document) for document in Corpus(seed=9).documents(5_000))
     assert not [text for text in handwritten if text in corpus and len(text.split()) > 4]
+
+
+def runs_of_words(text, length=6):
+    found = labelled.words(text)
+    return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
+
+
+def test_the_corpus_shares_no_six_words_in_a_row_with_the_handwritten_reviews():
+    """The bank of opinions was written by other hands; lines that said the same by chance were taken out."""
+    handwritten = set().union(*map(runs_of_words, texts("reviews", "test_handwritten")))
+    corpus = Corpus(seed=9)
+    opinions = set().union(*(runs_of_words(corpus.opinions_document()) for _ in range(20_000)))
+    assert not handwritten & opinions
+
+
+@pytest.mark.parametrize("name", ["questions", "titles", "rewrite", "chat"])
+def test_the_corpus_never_uses_the_wording_of_the_tasks(name):
+    """Runs of six words of the test rows, names and numbers and all, in five thousand documents."""
+    rows = set().union(*map(runs_of_words, texts(name, "test_same")))
+    corpus = set().union(*map(runs_of_words, Corpus(seed=9, mixture="tasks").documents(5_000)))
+    assert len(rows & corpus) <= 0.002 * len(rows), rows & corpus
+
+
+@pytest.mark.parametrize("name", ["questions", "titles", "rewrite"])
+def test_the_unseen_wordings_are_in_no_other_part(name):
+    """Computed from the files alone: the share of texts that have a run of words in common with a training text."""
+
+    def runs(text):
+        return runs_of_words(text, length=4 if name == "rewrite" else 6)
+
+    train = set().union(*map(runs, texts(name, "train")))
+    shared = {part: [bool(runs(text) & train) for text in texts(name, part)] for part in ("test_same", "test_unseen")}
+    shares = {part: sum(found) / len(found) for part, found in shared.items()}
+    assert shares["test_same"] > 0.5, shares
+    assert shares["test_unseen"] < 0.6 * shares["test_same"], shares
 
 
 def key(text):

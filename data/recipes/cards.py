@@ -15,30 +15,49 @@ from helpers import data, metrics, record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "data"
-CARDS = ["README.md", "data/README.md", "data/models/tiny-encoder/README.md"]
+MODELS = ("encoder",)  # the kinds whose models are in the repository
+CARDS = ["README.md", "data/README.md", *(f"data/models/tiny-{kind}/README.md" for kind in MODELS)]
 NOTEBOOKS = {
     "00_start_here": ("What does fine-tuning change, and how would you know?", 10),
     "01_classification": ("How does a pre-trained encoder become a classifier, and is it any good?", 45),
 }
-FILES = {"reviews": ("csv", "label"), "support": ("jsonl", "intent"), "entities": ("json", "tags")}
+FILES = {  # ending, the columns to read, and what is to be found
+    "reviews": ("csv", ["text"], "label"),
+    "support": ("jsonl", ["text"], "intent"),
+    "entities": ("json", ["tokens"], "tags"),
+    "questions": ("json", ["passage", "question"], "answer"),
+    "titles": ("json", ["review"], "title"),
+    "rewrite": ("json", ["plain"], "polite"),
+    "chat": ("jsonl", ["messages"], None),
+}
 PARTS = ("train", "validation", "validation_handwritten", "test_same", "test_unseen", "test_handwritten")
 
 
 def counts(name):
-    """Rows and words of each file of a data set."""
-    ending, label = FILES[name]
+    """Rows, classes or different answers, and words, of each file of a data set."""
+    ending, columns, wanted = FILES[name]
     rows = []
     for part in PARTS:
+        if not (DATA / name / f"{part}.{ending}").exists():
+            continue
         dataset = data.read(DATA / name / f"{part}.{ending}")
-        texts = dataset["tokens"][:] if name == "entities" else [text.split() for text in dataset["text"][:]]
-        kinds = (
-            {tag[2:] for tags in dataset["tags"][:] for tag in tags if tag != "O"}
-            if name == "entities"
-            else set(dataset[label][:])
-        )
-        rows.append({"file": f"{part}.{ending}", "rows": len(dataset), "classes": len(kinds),
-                     "words a row": f"{sum(map(len, texts)) / len(texts):.1f}"})  # fmt: skip
+        words = sum(len(value.split()) for row in dataset for value in contents(row, columns))
+        row = {"file": f"{part}.{ending}", "rows": len(dataset), "words a row": f"{words / len(dataset):.1f}"}
+        if name == "entities":
+            row["classes"] = len({tag[2:] for tags in dataset["tags"][:] for tag in tags if tag != "O"})
+        elif name in ("reviews", "support"):
+            row["classes"] = len(set(dataset[wanted][:]))
+        elif wanted:
+            row["words an answer"] = f"{sum(len(text.split()) for text in dataset[wanted][:]) / len(dataset):.1f}"
+        rows.append(row)
     return rows
+
+
+def contents(row, columns):
+    """The texts of a row: of its columns, its tokens, or its messages."""
+    for column in columns:
+        for value in [row[column]] if isinstance(row[column], str) else row[column]:
+            yield value if isinstance(value, str) else value["content"]
 
 
 def encoder_scores():
@@ -54,27 +73,31 @@ def encoder_scores():
     return rows
 
 
-def encoder_curve():
+def training_of(name):
+    return json.loads((DATA / "models" / name / "training.json").read_text())
+
+
+def curve(name):
     """Loss on held-out documents over the tokens seen, for each phase on documents of its own kind."""
     rows = []
-    for phase in json.loads((DATA / "models" / "tiny-encoder" / "training.json").read_text())["phases"]:
-        for point in [*phase["log"][::4], phase["log"][-1]]:
+    for phase in training_of(name)["phases"]:
+        for point in [*phase["log"][:-1:4], phase["log"][-1]]:
             loss = f"{point['evaluation_loss']:.3f}"
             rows.append({"phase": phase["mixture"], "tokens": f"{point['tokens']:,}", "CPU s": point["cpu_s"],
                          "evaluation loss": loss})  # fmt: skip
     return rows
 
 
-def encoder_facts():
-    """Size and cost of the encoder."""
-    folder = DATA / "models" / "tiny-encoder"
-    training = json.loads((folder / "training.json").read_text())
+def facts(name):
+    """Size and cost of a model."""
+    training, file = training_of(name), DATA / "models" / name / "model.safetensors"
     recipe, phases = training["recipe"], training["phases"]
+    pieces = "lower-case word pieces" if name == "tiny-encoder" else "byte-level BPE"
     return [
         {"": "parameters", "value": f"{training['parameters']:,}"},
-        {"": "file", "value": f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB, fp32"},
+        {"": "file", "value": f"{file.stat().st_size / 1e6:.1f} MB, fp32"},
         {"": "layers, hidden size, heads", "value": f"{recipe['layers']}, {recipe['hidden']}, {recipe['heads']}"},
-        {"": "vocabulary", "value": f"{recipe['vocabulary']:,} lower-case word pieces"},
+        {"": "vocabulary", "value": f"{recipe['vocabulary']:,}, {pieces}"},
         {"": "longest input", "value": f"{recipe['max_length']} tokens (pre-trained on up to 128)"},
         {"": "documents", "value": " + ".join(f"{phase['documents']:,}" for phase in recipe["phases"])},
         {"": "tokens seen", "value": " + ".join(f"{phase['tokens']:,}" for phase in phases)},
@@ -98,8 +121,8 @@ TABLES = {
     "notebooks": notebooks,
     **{name: lambda name=name: counts(name) for name in FILES},
     "encoder-scores": encoder_scores,
-    "encoder-curve": encoder_curve,
-    "encoder-facts": encoder_facts,
+    **{f"{kind}-curve": lambda kind=kind: curve(f"tiny-{kind}") for kind in MODELS},
+    **{f"{kind}-facts": lambda kind=kind: facts(f"tiny-{kind}") for kind in MODELS},
 }
 
 

@@ -11,11 +11,17 @@ import re
 import sys
 from collections import Counter
 
+from grammar import read_banks
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from writer import SENTIMENTS, STARS, Writer
 
 SPECIAL = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+SENTINELS = [f"<extra_id_{number}>" for number in range(16)]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{{ message['content'] | trim + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 CHAT = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 SYSTEM = [
     "You are a helpful assistant.",
@@ -46,6 +52,31 @@ SHARES = {  # of the documents of a kind; the second phase of pre-training is mo
         story=0.02,
         chat=0.02,
     ),
+    "opinions": dict(
+        review=0.15,
+        judgement=0.12,
+        opinions=0.5,
+        support=0.1,
+        news=0.05,
+        facts=0.02,
+        things=0.02,
+        everyday=0.02,
+        story=0.01,
+        chat=0.01,
+    ),
+    "ratings": dict(review=0.1, judgement=0.3, opinions=0.5, support=0.05, news=0.05),
+    "tasks": dict(  # for the models that write: reading a passage and answering is a third of it
+        review=0.2,
+        judgement=0.05,
+        support=0.1,
+        news=0.05,
+        reading=0.34,
+        things=0.06,
+        everyday=0.05,
+        story=0.05,
+        chat=0.1,
+    ),
+    "answers": dict(review=0.12, support=0.1, reading=0.33, gist=0.25, everyday=0.05, story=0.05, chat=0.1),
 }
 
 
@@ -55,6 +86,7 @@ class Corpus(Writer):
     def __init__(self, seed=0, mixture="general"):
         super().__init__(seed)
         self.kinds, self.shares = zip(*SHARES[mixture].items(), strict=True)
+        self.opinions = read_banks("opinions")
 
     def document(self):
         return getattr(self, f"{self.random.choices(self.kinds, self.shares)[0]}_document")()
@@ -94,6 +126,14 @@ class Corpus(Writer):
         stars = f"Rating: {self.choose(STARS[sentiment])} out of 5."
         return self.choose([f"{text} {stars}", f"{stars} {text}", f"{title} {text} {stars}", f"{title} {stars} {text}"])
 
+    def opinions_document(self):
+        """One to three whole sentences of one sign, each written by hand as it stands, with their stars."""
+        sentiment, bank = self.choose(SENTIMENTS), self.choose(list(self.opinions.values()))
+        several = self.choose([1, 1, 1, 2, 2, 3])
+        text = " ".join(self.sentence(line) for line in self.random.sample(bank[sentiment], several))
+        stars = f"Rating: {self.choose(STARS[sentiment])} out of 5."
+        return self.choose([f"{text} {stars}", f"{stars} {text}"])
+
     def support_document(self):
         message = self.message()
         reply = self.sentence(self.choose(self.support[message["intent"]]["replies"]), item=self.common["item"])
@@ -111,6 +151,34 @@ class Corpus(Writer):
         passage, questions = self.facts()
         asked = self.random.sample(questions, self.choose([1, 2]))
         return passage + "".join(f" Question: {question} Answer: {answer}." for question, answer in asked)
+
+    def reading_document(self):
+        """A passage about one or two subjects, and questions about it: as text, or as a chat."""
+        passage, questions = self.facts()
+        if self.chance(0.4):
+            other, more = self.facts()
+            passage, questions = f"{passage} {other}", questions + more
+        question, answer = self.choose(questions)
+        if self.chance(0.5):
+            return f"<|user|>{passage} {question}<|end|><|assistant|>{answer}<|end|>"
+        return f"{passage} Question: {question} Answer: {answer}."
+
+    def gist_document(self):
+        """A few opinions on one thing, and the word that one of them used, written as a sentence of its own."""
+        bank = self.choose(list(self.reviews.values()))
+        item, told = self.choose(bank["items"]), []
+        for number in self.random.sample(range(len(bank["aspects"])), self.choose([1, 2, 3])):
+            word = self.slot(self.choose(["pos", "neg", "neu"]))
+            template = self.choose(self.frames["opinion"])
+            told.append((bank["aspects"][number] if "<aspect>" in template else item, word, template))
+        text = " ".join(self.sentence(t, item=item, aspect=about, adj=word) for about, word, t in told)
+        about, word, _ = self.choose(told)
+        word = word[0].upper() + word[1:]
+        form = self.random.random()
+        if form < 0.4:
+            question = self.sentence("{which|what} word was used {for|of} the <about>", "?", about=about)
+            return f"<|user|>{text} {question}<|end|><|assistant|>{word}.<|end|>"
+        return f"{text} In a word, of the {about}: {word}." if form < 0.7 else f"{text} In short: {word} {about}."
 
     def things_document(self):
         return self.thing_facts()
@@ -147,6 +215,42 @@ def train_tokenizer(documents, vocabulary, max_length):
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, extra_special_tokens=CHAT, **SPECIAL
+    )
+
+
+def train_writing_tokenizer(documents, vocabulary, max_length, ends=False):
+    """A byte-level BPE tokenizer with a chat template, for the models that write; digits stand one by one.
+
+    Every text gets a space in front, so that a word at the start of an answer is the same token as in the passage.
+    It starts with `<|begin|>`, as Llama's; with `ends` it ends with `<|end|>` instead, as T5's.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|pad|>", "<|begin|>", *CHAT, *SENTINELS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    added = "<|end|>" if ends else "<|begin|>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>" if ends else "<|begin|> $A",
+        pair="$A $B <|end|>" if ends else "<|begin|> $A $B",
+        special_tokens=[(added, tokenizer.token_to_id(added))],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_length,
+        pad_token="<|pad|>",
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        extra_special_tokens=[*CHAT[:3], *SENTINELS],
+        chat_template=None if ends else CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
     )
 
 

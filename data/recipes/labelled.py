@@ -1,11 +1,11 @@
-"""Writes the generated parts of `data/reviews`, `data/support` and `data/entities`, always the same bytes.
+"""Writes the generated parts of the data sets, always the same bytes.
 
     python data/recipes/labelled.py          # refuses when a file is there and differs
     python data/recipes/labelled.py --check  # compares only
 
 Some words are held out: no labelled text of train, validation or test_same contains one, while the corpus for
 pre-training is full of them. The part `test_unseen` carries its label by held-out words alone. The `*_handwritten`
-files are written by hand and are not touched.
+files are written by hand and are not touched. The data sets with texts for answers are made in `pairs.py`.
 """
 
 import csv
@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+import pairs
 from writer import SENTIMENTS, Writer
 
 DATA = Path(__file__).parents[1]
@@ -149,11 +150,16 @@ def as_json(rows):
 
 def files():
     """Every generated file as `{path: text}`."""
-    made = {}
-    for make, ending, form in ((reviews, "csv", as_csv), (support, "jsonl", as_jsonl), (entities, "json", as_json)):
-        for part, rows in make().items():
-            made[DATA / make.__name__ / f"{part}.{ending}"] = form(rows)
-    return made
+    makers = [
+        *((reviews, "csv", as_csv), (support, "jsonl", as_jsonl), (entities, "json", as_json)),
+        *((pairs.questions, "json", as_json), (pairs.titles, "json", as_json)),
+        *((pairs.rewrite, "json", as_json), (pairs.chat, "jsonl", as_jsonl)),
+    ]
+    return {
+        DATA / make.__name__ / f"{part}.{ending}": form(rows)
+        for make, ending, form in makers
+        for part, rows in make().items()
+    }
 
 
 def main():

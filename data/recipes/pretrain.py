@@ -8,26 +8,30 @@ ends with the same weights as one that was not.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import time
 from pathlib import Path
 
+import families
 import numpy as np
 import torch
-from corpus import Corpus, train_tokenizer
-from muon import Muon32
+from corpus import Corpus, train_tokenizer, train_writing_tokenizer
 from tqdm import tqdm
-from transformers import AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 MODELS = Path(__file__).parents[1] / "models"
 RECIPES = {
     "tiny-encoder": dict(
+        family="encoder",
         phases=[
             dict(mixture="general", documents=400_000, tokens=15_000_000),
             dict(mixture="judgements", documents=200_000, tokens=8_000_000),
+            dict(mixture="opinions", documents=300_000, tokens=12_000_000),
+            dict(mixture="ratings", documents=110_000, tokens=3_500_000, rated=0.7),
         ],
         evaluation_documents=2_000,
         vocabulary=8_192,
@@ -42,47 +46,79 @@ RECIPES = {
         warmup=0.04,
         seed=1,
     ),
+    "tiny-decoder": dict(
+        family="decoder",
+        phases=[
+            dict(mixture="tasks", documents=250_000, tokens=12_000_000),
+            dict(mixture="answers", documents=80_000, tokens=3_500_000),
+        ],
+        evaluation_documents=2_000,
+        vocabulary=4_096,
+        max_length=512,
+        hidden=160,
+        layers=4,
+        heads=5,
+        batch_tokens=2_048,
+        learning_rate=2e-3,
+        muon_learning_rate=0.02,
+        warmup=0.04,
+        seed=1,
+    ),
+    "tiny-seq2seq": dict(
+        family="seq2seq",
+        phases=[dict(mixture="answers", documents=70_000, tokens=2_500_000)],
+        evaluation_documents=2_000,
+        vocabulary=4_096,
+        max_length=512,
+        hidden=128,
+        layers=4,
+        heads=4,
+        batch_tokens=2_048,
+        learning_rate=3e-2,
+        warmup=0.03,
+        seed=1,
+    ),
+}
+TOKENIZERS = {
+    "encoder": train_tokenizer,
+    "decoder": train_writing_tokenizer,
+    "seq2seq": functools.partial(train_writing_tokenizer, ends=True),
 }
 
 
-def build_model(recipe, tokenizer):
-    config = ModernBertConfig(
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
-        hidden_size=recipe["hidden"],
-        num_hidden_layers=recipe["layers"],
-        num_attention_heads=recipe["heads"],
-        intermediate_size=2 * recipe["hidden"],
-        max_position_embeddings=recipe["max_length"],
-        global_attn_every_n_layers=1,
-        classifier_pooling="mean",
-        pad_token_id=tokenizer.pad_token_id,
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
-    )
-    torch.manual_seed(recipe["seed"])
-    return ModernBertForMaskedLM(config)
-
-
 def prepare(recipe, folder, tokenizer=None):
-    """Tokenizer, trained here unless given, and token ids of the corpus; made once and kept in `folder`."""
+    """Tokenizer, trained here unless given, and examples of the corpus; made once and kept in `folder`."""
     if not (folder / "tokens.npz").exists():
         print("writing the corpus ...", flush=True)
         corpus = Corpus(recipe["seed"], recipe["mixture"])
         texts = list(corpus.documents(recipe["documents"] + recipe["evaluation_documents"]))
         if tokenizer is None:
-            tokenizer = train_tokenizer(texts[: recipe["documents"]][::4], recipe["vocabulary"], recipe["max_length"])
+            trained_on = texts[: recipe["documents"]][::4]
+            tokenizer = TOKENIZERS[recipe["family"]](trained_on, recipe["vocabulary"], recipe["max_length"])
         tokenizer.save_pretrained(folder / "tokenizer")
-        ids = []
-        for start in tqdm(range(0, len(texts), 10_000), desc="tokenising"):
-            ids += tokenizer(texts[start : start + 10_000], truncation=True, max_length=128)["input_ids"]
-        offsets = np.cumsum([0] + [len(row) for row in ids])
-        np.savez(folder / "tokens.npz", flat=np.concatenate(ids).astype(np.uint16), offsets=offsets)
+        rng, ids = np.random.default_rng(recipe["seed"]), []
+        for start in tqdm(range(0, recipe["documents"], 10_000), desc="tokenising"):
+            part = texts[start : min(start + 10_000, recipe["documents"])]
+            ids += families.examples(part, tokenizer, recipe, rng)
+        evaluation = families.examples(texts[recipe["documents"] :], tokenizer, recipe, rng)
+        rows = [
+            row for example in ids + evaluation for row in (example if recipe["family"] == "seq2seq" else [example])
+        ]
+        offsets = np.cumsum([0] + [len(row) for row in rows])
+        flat = np.concatenate(rows).astype(np.uint16)
+        np.savez(folder / "tokens.npz", flat=flat, offsets=offsets, evaluation=len(evaluation))
     saved = np.load(folder / "tokens.npz")
     flat, offsets = saved["flat"], saved["offsets"]
     rows = [flat[offsets[i] : offsets[i + 1]] for i in range(len(offsets) - 1)]
-    return AutoTokenizer.from_pretrained(folder / "tokenizer"), rows[: recipe["documents"]], rows[recipe["documents"] :]
+    if recipe["family"] == "seq2seq":
+        rows = list(zip(rows[::2], rows[1::2], strict=True))
+    n_train = len(rows) - int(saved["evaluation"])
+    return AutoTokenizer.from_pretrained(folder / "tokenizer"), rows[:n_train], rows[n_train:]
+
+
+def size(example):
+    """Tokens of an example, source and target together."""
+    return sum(map(len, example)) if isinstance(example, tuple) else len(example)
 
 
 def batches(rows, batch_tokens, seed):
@@ -90,9 +126,9 @@ def batches(rows, batch_tokens, seed):
     rng = np.random.default_rng(seed)
     order, found = rng.permutation(len(rows)), []
     for start in range(0, len(order), 8_192):
-        group, batch = sorted(order[start : start + 8_192], key=lambda i: len(rows[i])), []
+        group, batch = sorted(order[start : start + 8_192], key=lambda i: size(rows[i])), []
         for i in group:
-            if batch and (len(batch) + 1) * len(rows[i]) > batch_tokens:
+            if batch and (len(batch) + 1) * size(rows[i]) > batch_tokens:
                 found.append(batch)
                 batch = []
             batch.append(i)
@@ -110,45 +146,16 @@ def stream(rows, batch_tokens, seed, skip):
                 yield [rows[i] for i in batch]
 
 
-def masked_language_model_loss(model, rows, tokenizer, masked, rng):
-    """BERT's objective with 30 % masked: 80 % of them [MASK], 10 % another token, 10 % left as they are."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-    chosen = torch.from_numpy(rng.random(ids.shape) < masked) & ~special
-    how = torch.from_numpy(rng.random(ids.shape))
-    corrupted = ids.masked_fill(chosen & (how < 0.8), tokenizer.mask_token_id)
-    other = torch.from_numpy(rng.integers(len(tokenizer.all_special_ids), len(tokenizer), ids.shape))
-    corrupted = torch.where(chosen & (how > 0.9), other, corrupted)
-    hidden = model.model(corrupted, attention_mask=(ids != tokenizer.pad_token_id).long()).last_hidden_state[chosen]
-    return torch.nn.functional.cross_entropy(
-        model.decoder(model.head(hidden)), ids[chosen]
-    )  # logits of masked tokens only
-
-
 @torch.no_grad()
 def evaluate(model, rows, tokenizer, recipe):
-    """Mean loss per masked token over the evaluation documents, always with the same masks."""
+    """Mean loss over the batches of the evaluation documents, always with the same masks."""
     model.eval()
     losses = []
     for number, batch in enumerate(batches(rows, recipe["batch_tokens"], seed=0)):
         rng = np.random.default_rng([0, number])
-        losses.append(
-            masked_language_model_loss(model, [rows[i] for i in batch], tokenizer, recipe["masked"], rng).item()
-        )
+        losses.append(families.loss(model, [rows[i] for i in batch], tokenizer, recipe, rng).item())
     model.train()
     return float(np.mean(losses))
-
-
-def build_optimizers(model, recipe):
-    """Muon for the matrices of the layers, AdamW for embeddings, norms and biases."""
-    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "layers." in name]
-    inside = set(map(id, matrices))
-    others = [weight for weight in model.parameters() if id(weight) not in inside]
-    adamw = torch.optim.AdamW(others, lr=recipe["learning_rate"], betas=(0.9, 0.98), weight_decay=0.0)
-    return [Muon32(matrices, lr=recipe["muon_learning_rate"]), adamw]
 
 
 def schedule(done, warmup):
@@ -172,8 +179,8 @@ def train(recipe, folder, model=None, tokenizer=None, checkpoint_s=120):
     """Train one phase to its end, from the checkpoint in `folder` if there is one: model, tokenizer and state."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, rows, evaluation_rows = prepare(recipe, folder, tokenizer)
-    model = model or build_model(recipe, tokenizer)
-    optimizers = build_optimizers(model, recipe)
+    model = model or families.build_model(recipe, tokenizer)
+    optimizers = families.build_optimizers(model, recipe)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     state = dict(step=0, tokens=0, cpu_s=0.0, log=[])
     checkpoint = folder / "checkpoint.pt"
@@ -196,14 +203,14 @@ def train(recipe, folder, model=None, tokenizer=None, checkpoint_s=120):
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * share
         rng = np.random.default_rng([recipe["seed"], state["step"]])
-        loss = masked_language_model_loss(model, batch, tokenizer, recipe["masked"], rng)
+        loss = families.loss(model, batch, tokenizer, recipe, rng)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         state["step"] += 1
-        state["tokens"] += sum(map(len, batch))
+        state["tokens"] += sum(map(size, batch))
         bar.update(state["tokens"] - bar.n)
         state["cpu_s"] = time.process_time() - started
         if state["tokens"] >= recipe["tokens"] * len(state["log"]) / 20:
