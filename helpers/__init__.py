@@ -3,8 +3,9 @@
 | module    | holds                                                                                 |
 |-----------|---------------------------------------------------------------------------------------|
 | `env`     | what this machine is, seeds, quiet logs; `python -m helpers.env` prints it            |
-| `data`    | read, check, split, tokenise, measure lengths and leakage                             |
+| `data`    | read, check, split, tokenise, mask prompts, measure lengths and leakage               |
 | `metrics` | `evaluate.Metric` modules that need no network, intervals, `compute_metrics`          |
+| `generate` | what a model writes for a list of prompts, in batches; answers side by side          |
 | `record`  | save, load and tabulate runs                                                          |
 | `plots`   | takes numbers and an `ax`, returns the `ax`                                           |
 | `checks`  | exercise checks that name the mistake                                                 |

@@ -26,6 +26,7 @@ import itertools
 import json
 import re
 import shutil
+import string
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -968,7 +969,7 @@ def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length
     return _each(dataset, lambda rows: _map(rows, encode, [tokens], tags))
 
 
-def _map(rows, encode, columns, label):
+def _map(rows, encode, columns, label=None):
     _raise(_missing(_name(rows), rows, [*columns, *([label] if label else [])]))
     wanted = rows.with_format(None).select_columns([*columns, *([label] if label else [])])
     if label:
@@ -1060,6 +1061,417 @@ def lengths(dataset, tokenizer=None, *, text="text", max_length=512, batch_size=
     for way, order in {"to the longest": shuffled, "grouped by length": grouped}.items():
         waste[way] = float(1 - cut.sum() / (np.maximum.reduceat(order, starts) * sizes).sum())
     return Lengths(n, max_length, batch_size, int((n > max_length).sum()), waste)
+
+
+# ---- Generation --------------------------------------------------------------------------------------
+
+ROLES = ("system", "user", "assistant")
+
+
+def to_messages(dataset, *, prompt=None, answer=None, system=None):
+    """Turns rows into conversations: one column `messages`, a list of {"role", "content"} that ends with an answer.
+
+    Three shapes of data are known: a column `messages` (checked, and left as it is), the columns `instruction`,
+    `output` and, where there is one, `input` (it may be empty, and goes on a line below the instruction), and any
+    others that you name: `answer` is a column, `prompt` a column or a format string such as "{passage} {question}".
+    `system` is put in front of every conversation. Works on a dict of splits too.
+
+    Raises `DataError` with all problems, the first five rows of each.
+
+    >>> from datasets import Dataset
+    >>> rows = Dataset.from_dict({"passage": ["The lamp is red."], "question": ["Which colour?"], "reply": ["Red"]})
+    >>> to_messages(rows, prompt="{passage} {question}", answer="reply")["messages"][0][0]["content"]
+    'The lamp is red. Which colour?'
+    >>> to_messages(rows, prompt="question", answer="replies")
+    Traceback (most recent call last):
+    helpers.data.DataError: the data: has no column "replies", it has passage, question, reply (closest: reply). \
+Rename it, or pass its name.
+
+    Taught in notebooks/02_generation.ipynb, "See the data".
+    """
+    if (prompt is None) != (answer is None):
+        raise DataError('prompt= and answer= belong together, such as prompt="question", answer="reply". Pass both.')
+    splits = _splits(dataset)
+    found = {where: _conversation_problems(where, rows, prompt, answer, system) for where, rows in splits.items()}
+    _raise([problem for problems in found.values() for problem in problems], ", ".join(splits))
+    return _each(dataset, lambda rows: _conversations(rows, prompt, answer, system))
+
+
+def _conversation_columns(rows, prompt, answer):
+    if prompt is not None:
+        return [*_fields(prompt), answer]
+    if "messages" in rows.column_names:
+        return ["messages"]
+    return ["instruction", *(["input"] if "input" in rows.column_names else []), "output"]
+
+
+def _conversation_problems(where, rows, prompt, answer, system):
+    columns = _conversation_columns(rows, prompt, answer)
+    if prompt is not None:
+        return _pair_problems(where, rows, prompt, answer)
+    if columns == ["messages"]:
+        return _missing(where, rows, columns) or _turn_problems(where, rows, system)
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        near = "".join(_closest(column, rows.column_names, f'closest to "{column}": ') for column in missing)
+        return [
+            f'{where}: has no column "messages", nor "instruction" and "output", it has {_names(rows.column_names)}'
+            f'{near}. Name your own in data.to_messages, such as prompt="{{passage}} {{question}}", answer="reply".'
+        ]
+    if "input" in columns and not _is_text(rows.features["input"], "string", "null"):
+        return [_wrong_type(where, rows, "input", "text")]
+    return _pair_problems(where, rows, "instruction", "output")
+
+
+def _pair_problems(where, rows, prompt, answer):
+    """What is wrong with the texts of a prompt (or source) and an answer (or target)."""
+    fields = _fields(prompt)
+    if answer in fields:
+        return [f'{where}: column "{answer}" is the answer, and in the prompt too. Take it out of {_short(prompt)}.']
+    columns = [*fields, answer]
+    found = _missing(where, rows, columns)
+    return found or [problem for column in columns for problem in _text_problems(where, rows, column)]
+
+
+def _fields(prompt):
+    """The columns that a prompt names: itself, or those of a format string."""
+    if "{" not in prompt:
+        return [prompt]
+    try:
+        names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None)
+        prompt.format(**dict.fromkeys(names, ""))
+    except (ValueError, LookupError, AttributeError) as error:
+        raise DataError(
+            f'{_short(prompt)} is no format string ({_first_line(error)}). Write columns as in "{{passage}} '
+            '{question}", and a brace that is meant as such twice: "{{".'
+        ) from None
+    if not names:
+        raise DataError(f'{_short(prompt)} names no column. Write columns as in "{{passage}} {{question}}".')
+    return list(names)
+
+
+def _filled(prompt, row):
+    return prompt.format(**row) if "{" in prompt else row[prompt]
+
+
+def _records(batch, columns):
+    """The rows of a batch as dicts."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(batch[c] for c in columns), strict=True)]
+
+
+def _turn_problems(where, rows, system):
+    feature = rows.features["messages"]
+    parts = _inner(feature) if _is_list(feature) else None
+    if not isinstance(parts, dict) or not all(_is_text(parts.get(p), "string", "null") for p in ("role", "content")):
+        what = 'holds no lists of {"role": "user", "content": "..."}'
+        return [f'{where}: column "messages" {what}. Make them such lists, or name other columns: prompt=, answer=.']
+    found, numbers = {}, itertools.count(1)
+    for batch in _batches(rows, ["messages"]):
+        for messages in batch["messages"].to_pylist():
+            found.setdefault(_turn_problem(messages, system), []).append(next(numbers))
+    return [f"{_rows(where, bad[:SHOWN], len(bad))}: {what}." for what, bad in found.items() if what]
+
+
+def _turn_problem(messages, system):
+    """What is wrong with one conversation, or None."""
+    if not messages:
+        return "there are no messages. Drop the row"
+    if any(message is None or None in (message["role"], message["content"]) for message in messages):
+        return "a role or a content is missing (null). Fill it in, or drop the row"
+    roles = [message["role"] for message in messages]
+    unknown = next((role for role in roles if role not in ROLES), None)
+    if unknown is not None:
+        near = _closest(unknown, ROLES, "closest: ")
+        return f"role {_short(unknown)} is not one of {_names(ROLES)}{near}. Rename it"
+    empty = next((message["role"] for message in messages if not message["content"].strip()), None)
+    if empty:
+        return f"a message of the {empty} is empty. Fill it in, or drop the row"
+    turns = roles[1:] if roles[0] == "system" else roles
+    if "system" in turns:
+        return "a system message is not the first one. Put it first, or drop it"
+    if turns != (["user", "assistant"] * len(turns))[: len(turns)]:
+        return "user and assistant do not take turns, the user first. Join messages of one role that follow each other"
+    if roles[-1] != "assistant":
+        return "the last message is not an assistant's, so there is no answer. Add it, or drop the row"
+    if system and roles[0] == "system":
+        return "there is a system message already. Leave system= out"
+    return None
+
+
+def _conversations(rows, prompt, answer, system):
+    columns = _conversation_columns(rows, prompt, answer)
+    first = [{"role": "system", "content": system}] if system else []
+
+    def turns(row):
+        if columns == ["given"]:
+            return [{"role": message["role"], "content": message["content"]} for message in row["given"]]
+        if prompt is not None:
+            asked, reply = _filled(prompt, row), row[answer]
+        else:
+            asked, reply = "\n".join(filter(str.strip, [row["instruction"], row.get("input") or ""])), row["output"]
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+
+    if columns == ["messages"] and not system and set(_inner(rows.features["messages"])) == {"role", "content"}:
+        made = rows.with_format(None).select_columns(columns)  # nothing to write
+    else:
+        given = rows
+        if columns == ["messages"]:  # under its own name a column keeps its old type, so its other keys too
+            given, columns = rows.select_columns(columns).rename_column("messages", "given"), ["given"]
+        made = _map(
+            given, lambda batch: {"messages": [first + turns(row) for row in _records(batch, columns)]}, columns
+        )
+    if rows._fingerprint in _file_names:  # a conversation for each row, so the numbers are still the file's
+        _file_names[made._fingerprint] = _file_names[rows._fingerprint]
+    return made
+
+
+def tokenize_chat(dataset, tokenizer, *, max_length=None, too_long="error"):
+    """Turns conversations into token ids, with labels on the assistant's turns and -100 on all other tokens.
+
+    The tokenizer's own chat template writes them, the same that `apply_chat_template` uses when the model is asked, so
+    there is one begin token. The token that ends an answer counts too: from it the model learns to stop. Returns
+    `input_ids`, `attention_mask`, `labels`, `length`; nothing is padded: `DataCollatorForSeq2Seq(tokenizer)` pads a
+    batch, labels with -100. `max_length` never cuts an answer: longer rows are an error, or left out by
+    `too_long="drop"` (compare `num_rows`).
+
+    Raises `DataError` for what `to_messages` would refuse, for a tokenizer without a chat template, for one that pads
+    with the token that ends an answer, and for rows in which the template does not show where an answer starts.
+
+    >>> from datasets import Dataset
+    >>> from transformers import AutoTokenizer
+    >>> from helpers import env
+    >>> tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"))
+    >>> tokenizer.chat_template = (
+    ...     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+    ...     "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    >>> rows = to_messages(Dataset.from_dict({"instruction": ["Is it good?"], "output": ["Very good."]}))
+    >>> examples = tokenize_chat(rows, tokenizer)
+    >>> preview(examples[0], tokenizer)
+    <|user|> is it good? <|end|> <|assistant|>[[ very good. <|end|>]]
+    4 of 11 tokens count
+
+    Taught in notebooks/02_generation.ipynb, "Round 1: which tokens count".
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"this {type(tokenizer).__name__} has no chat template: it is of a base model, or of an encoder-decoder "
+            "(use data.tokenize_pairs). Set tokenizer.chat_template before training, and save it with the model."
+        )
+    encode = functools.partial(_chat_examples, tokenizer, _special_ids(tokenizer))
+    return _examples(to_messages(dataset), ["messages"], encode, _limit(tokenizer, max_length), too_long)
+
+
+REWRITTEN = (
+    "the chat template writes a conversation in another way once an answer is added, so where the answer starts is not "
+    "known. Use a template that only appends, and contents without white space around them"
+)
+MASKED = "all labels are masked: the template writes nothing of an answer, so nothing would be learnt. Correct it"
+ENDLESS = "no special token ends the answer, so the model would never learn to stop. End it in the chat template"
+
+
+def _special_ids(tokenizer):
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def _chat_examples(tokenizer, special, batch):
+    """Yields for each conversation its example, and what is wrong with it."""
+    turns = [
+        (row, i) for row, m in enumerate(batch["messages"]) for i, one in enumerate(m) if one["role"] == "assistant"
+    ]
+    starts = _chat_ids(tokenizer, [batch["messages"][row][:i] for row, i in turns], add_generation_prompt=True)
+    ends = _chat_ids(tokenizer, [batch["messages"][row][: i + 1] for row, i in turns])
+    whole = {row: ids for (row, _), ids in zip(turns, ends, strict=True)}  # a row's last turn is there last
+    labels, problems = {row: [-100] * len(ids) for row, ids in whole.items()}, {}
+    for (row, _), start, end in zip(turns, starts, ends, strict=True):
+        # Some templates go on after the end token, with a new line: nobody generates that far.
+        stop = max((at + 1 for at in range(len(start), len(end)) if end[at] in special), default=None)
+        if end[: len(start)] != start or whole[row][: len(end)] != end:
+            problems[row] = REWRITTEN
+        elif len(start) == len(end):
+            problems[row] = MASKED
+        elif stop is None:
+            problems[row] = ENDLESS
+        elif end[stop - 1] == tokenizer.pad_token_id:
+            raise DataError(
+                f'the token "{tokenizer.pad_token}" ends an answer and is the pad token too: what masks the padding '
+                "would mask the end of each answer, and the model would never learn to stop. Set tokenizer.pad_token "
+                "to a token of its own."
+            )
+        else:
+            labels[row][len(start) : stop] = end[len(start) : stop]
+    for row, ids in whole.items():
+        yield _example(ids, labels[row]), problems.get(row)
+
+
+def _chat_ids(tokenizer, conversations, **options):
+    from jinja2 import TemplateError
+
+    try:
+        found = tokenizer.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}, **options
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template refuses a conversation ({_first_line(error)}). Change the messages, or the template."
+        ) from None
+    return found["input_ids"]
+
+
+def _example(ids, labels):
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "length": len(ids)}
+
+
+def _examples(dataset, columns, encode, limit, too_long):
+    """The examples of each split; raises for wrong rows, and for long ones where they are not to be dropped."""
+    import datasets
+
+    if too_long not in ("error", "drop"):
+        raise DataError(f'too_long={too_long!r} is not known. Pass "error" or "drop".')
+    made, problems = {}, []
+    for where, rows in _splits(dataset).items():
+        wrong, long, numbers = {}, {}, itertools.count(1)
+
+        def checked(batch, wrong=wrong, long=long, numbers=numbers):
+            examples = []
+            for example, problem in encode(batch):
+                row, n = next(numbers), max(len(example["input_ids"]), len(example["labels"]))
+                if problem:
+                    wrong.setdefault(problem, []).append(row)
+                elif limit is not None and n > limit:
+                    long[row] = n
+                examples.append(example)
+            return {name: [example[name] for example in examples] for name in examples[0]}
+
+        made[where] = _map(rows, checked, columns)
+        problems += [f"{_rows(where, found[:SHOWN], len(found))}: {what}." for what, found in wrong.items()]
+        if long and (too_long == "error" or len(long) == rows.num_rows):
+            problems.append(_too_long(where, long, limit))
+        if long:
+            made[where] = made[where].select([i for i in range(rows.num_rows) if i + 1 not in long])
+    _raise(problems, ", ".join(made))
+    if not isinstance(dataset, dict):
+        return made.popitem()[1]
+    return datasets.DatasetDict({name: made[name] for name in dataset})
+
+
+def _too_long(where, long, limit):
+    rows, counts = list(long)[:SHOWN], ", ".join(map(str, list(long.values())[:SHOWN]))
+    return (
+        f"{_rows(where, rows, len(long))}: {counts}{', ...' if len(long) > SHOWN else ''} tokens, where {limit} are "
+        "allowed, so the end would be cut off. Raise max_length (as far as the model takes it), shorten the texts, or "
+        'drop the rows with too_long="drop".'
+    )
+
+
+def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_long="error"):
+    """Turns pairs of texts into token ids for an encoder-decoder: `input_ids` of the source, `labels` of the target.
+
+    `source` is a column or a format string such as "summarize: {text}", `target` a column. Labels end with the end
+    token, and all of them count. Returns `input_ids`, `attention_mask`, `labels`, `length` (of the source), not padded:
+    `DataCollatorForSeq2Seq(tokenizer)` does that. `max_length` is for each side; `too_long` is as in `tokenize_chat`.
+
+    >>> from datasets import Dataset
+    >>> from transformers import AutoTokenizer
+    >>> from helpers import env
+    >>> tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"), eos_token="[SEP]")
+    >>> rows = Dataset.from_dict({"text": ["A very good book."], "title": ["Good book"]})
+    >>> preview(tokenize_pairs(rows, tokenizer, source="Title: {text}", target="title")[0], tokenizer)
+    source: [CLS] title : a very good book. [SEP]
+    target: [[[CLS] good book [SEP]]]
+    4 of 13 tokens count
+
+    Taught in notebooks/02_generation.ipynb, "Round 3: two architectures, the same titles".
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("this tokenizer has no end token: the model could not learn to stop. Set tokenizer.eos_token.")
+    splits = _splits(dataset)
+    found = [problem for where, rows in splits.items() for problem in _pair_problems(where, rows, source, target)]
+    _raise(found, ", ".join(splits))
+    columns, end = [*_fields(source), target], tokenizer.eos_token_id
+
+    def encode(batch):
+        rows = _records(batch, columns)
+        asked, wanted = [_filled(source, row) for row in rows], [row[target] for row in rows]
+        found = tokenizer(asked, text_target=wanted, truncation=False, verbose=False)
+        for ids, labels in zip(found["input_ids"], found["labels"], strict=True):
+            yield _example(ids, labels if labels[-1:] == [end] else [*labels, end]), None
+
+    return _examples(dataset, columns, encode, _limit(tokenizer, max_length), too_long)
+
+
+@dataclass
+class Preview:
+    """One example as text, in which the tokens that count are marked; see `preview`.
+
+    `parts` are {name: [(text, whether it counts), ...]}.
+
+    >>> Preview({"": [("Is it good?", False), (" Yes.", True)]}, 2, 6)
+    Is it good?[[ Yes.]]
+    2 of 6 tokens count
+    """
+
+    parts: dict
+    n_counted: int
+    n_tokens: int
+
+    def __str__(self):
+        lines = []
+        for name, pieces in self.parts.items():
+            text = "".join(f"[[{text}]]" if counts else text for text, counts in pieces)
+            lines.append(f"{name}: {text.strip()}" if name else text.strip())
+        return "\n".join([*lines, f"{self.n_counted} of {self.n_tokens} tokens count"])
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        # Blue and grey are told apart by every eye, and each is legible on white and on black.
+        styles = {True: "background: #0072b2; color: #ffffff", False: "color: #767676"}
+        lines = []
+        for name, pieces in self.parts.items():
+            spans = "".join(f'<span style="{styles[counts]}">{html.escape(text)}</span>' for text, counts in pieces)
+            heading = f"<b>{name}</b> " if name else ""
+            lines.append(f'<div style="white-space: pre-wrap; font-family: monospace">{heading}{spans}</div>')
+        return "".join(lines) + f"<div>{self.n_counted} of {self.n_tokens} tokens count</div>"
+
+
+def preview(example, tokenizer):
+    """Shows an example of `tokenize_chat`, `tokenize_pairs` or `align_labels` as text, the tokens that count marked.
+
+    In a notebook they are blue, in print they stand in [[double brackets]]. A source and its target are shown apart.
+
+    >>> from transformers import AutoTokenizer
+    >>> from helpers import env
+    >>> tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"))
+    >>> ids = tokenizer("very good value")["input_ids"]
+    >>> preview({"input_ids": ids, "labels": [-100, -100, *ids[2:]]}, tokenizer)
+    [CLS] very[[ good value [SEP]]]
+    3 of 5 tokens count
+
+    Taught in notebooks/02_generation.ipynb, "Round 1: which tokens count".
+    """
+    ids, labels = ([int(number) for number in example[name]] for name in ("input_ids", "labels"))
+    # Labels of a target are other tokens, and all count; else there is one for each token of the text.
+    if len(ids) == len(labels) and (-100 in labels or labels == ids):
+        parts = {"": _pieces(ids, [label != -100 for label in labels], tokenizer)}
+        return Preview(parts, len(labels) - labels.count(-100), len(ids))
+    target = [label for label in labels if label != -100]
+    source = _pieces(ids, [False] * len(ids), tokenizer)
+    parts = {"source": source, "target": _pieces(target, [True] * len(target), tokenizer)}
+    return Preview(parts, len(target), len(ids) + len(target))
+
+
+def _pieces(ids, counts, tokenizer):
+    """The text of each run of tokens that count, or do not."""
+    pieces, text, end = [], "", 0
+    for counted, run in itertools.groupby(counts):
+        end += len(list(run))
+        # All up to here, as words are joined by what stands before; half a character waits for its other bytes.
+        now = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        now = now if end == len(ids) else now.rstrip("\ufffd")
+        pieces.append((now[len(text) :], counted))
+        text = now
+    return pieces
 
 
 # ---- What the functions above share ------------------------------------------------------------------

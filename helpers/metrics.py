@@ -1,6 +1,7 @@
 """Metrics that need no network, intervals around them, and `compute_metrics` for the Trainer.
 
     metrics.Accuracy(), metrics.Precision(), metrics.Recall(), metrics.F1(), metrics.EntityF1()
+    metrics.ExactMatch(), metrics.TokenF1(), metrics.Rouge(), metrics.Bleu(), metrics.Chrf()
 
 are `evaluate.Metric` classes: use `compute`, `add`, `add_batch` and `evaluate.combine` as with `evaluate.load`, which
 fetches its scripts from the Hub and so fails without a network. They are made when first asked for, because
@@ -13,11 +14,19 @@ fetches its scripts from the Hub and so fails without a network. They are made w
 The functions go by name: "accuracy", "precision_macro", "recall_macro", "f1_macro", the same with "_weighted", and for
 tags "entity_precision", "entity_recall", "entity_f1". As in scikit-learn, an average is over the classes that occur in
 the references or in the predictions, and a score that would divide by zero is 0.
+
+For texts there are "exact_match", "token_f1", "rouge1", "rouge2", "rougeL" (means over rows, 0 to 1; a row with several
+references counts its best one) and "bleu", "chrf" (of all texts together, 0 to 100). They give the numbers of the SQuAD
+v1.1 script, of rouge_score without stemming, which sees only the letters a-z and digits, and of sacrebleu.
 """
 
 import functools
+import math
+import re
+import string
 from collections import Counter
 from difflib import get_close_matches
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +34,10 @@ import numpy as np
 KINDS = ("precision", "recall", "f1")
 CLASS_METRICS = ("accuracy", *(f"{kind}_{average}" for average in ("macro", "weighted") for kind in KINDS))
 ENTITY_METRICS = tuple(f"entity_{kind}" for kind in KINDS)
+CORPUS_METRICS = ("bleu", "chrf")  # of all texts together, not a mean over rows
+TEXT_METRICS = ("exact_match", "token_f1", "rouge1", "rouge2", "rougeL", *CORPUS_METRICS)
+MODULES = ("Accuracy", "Precision", "Recall", "F1", "EntityF1", "ExactMatch", "TokenF1", "Rouge", "Bleu", "Chrf")
+PUNCTUATION = str.maketrans("", "", string.punctuation)  # takes it out of a text; ASCII only, as in SQuAD's script
 IGNORED = -100  # the label of a token that has none, in every library
 
 
@@ -53,15 +66,20 @@ class Interval(NamedTuple):
 
 
 def score(metric, predictions, references):
-    """The value of a metric, by its name; the same number as scikit-learn's or seqeval's.
+    """The value of a metric, by its name; the same number as the library's that it stands for.
 
-    Takes class ids or class names; for the entity metrics one list of BIO tags for each sentence. `ValueError` when the
-    lengths differ, when there is nothing to score, or when the metric is unknown.
+    Takes class ids or class names; for the entity metrics one list of BIO tags for each sentence; for the text metrics
+    texts, where a reference may be a list of texts that are all right. `ValueError` when the lengths differ, when there
+    is nothing to score, when something is no text, or when the metric is unknown.
 
     >>> score("accuracy", [0, 1, 1, 0], [0, 1, 0, 0])
     0.75
     >>> score("entity_f1", [["B-PER", "I-PER", "O"]], [["B-PER", "O", "O"]])
     0.0
+    >>> score("token_f1", ["The red door.", "blue"], ["red door", ["green", "dark blue"]])
+    0.8333333333333333
+
+    Taught in notebooks/02_generation.ipynb, "Before training".
     """
     evaluate_draws, counts = _counted(metric, predictions, references)
     return float(evaluate_draws(counts[None])[0])
@@ -122,6 +140,86 @@ def mean_interval(values, confidence=0.95):
     return Interval(*(float(number) for number in (values.mean(), values.mean() - half, values.mean() + half)))
 
 
+# ---- Loss over tokens ---------------------------------------------------------------------------------
+
+
+def total_loss(model, batches):
+    """The loss summed over the tokens that are trained on, in nats, and how many they are.
+
+    `batches` are dicts of tensors with "labels", -100 where a token does not count. Taken from the logits without
+    gradients, in evaluation mode; every module is left in the mode it was in. Divide the total once, at the end. The
+    mean of the batches' mean losses is wrong: a token in a batch with few of them would weigh more than one in a batch
+    with many, so the result would change with the batch size and the order of the rows.
+
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **small))
+    >>> _ = torch.nn.init.zeros_(model.lm_head.weight)  # all 16 tokens are equally likely
+    >>> ids = torch.tensor([[3, 4, 5]])
+    >>> total, n_tokens = total_loss(model, [{"input_ids": ids, "labels": ids}])
+    >>> print(f"{n_tokens} tokens, perplexity {perplexity(total, n_tokens):.1f}")
+    2 tokens, perplexity 16.0
+
+    Taught in notebooks/02_generation.ipynb, "Round 2: three silent failures".
+    """
+    import torch
+    from torch.nn.functional import cross_entropy, pad
+
+    shifted = model.can_generate() and not model.config.is_encoder_decoder  # a decoder's logits are for the next token
+    training = [module for module in model.modules() if module.training]
+    total, n_tokens = 0.0, 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for number, batch in enumerate(batches, 1):
+                if batch.get("labels") is None:
+                    found = ", ".join(batch)
+                    raise ValueError(f"batch {number} has no labels, only {found}. Add them: -100 where none counts.")
+                batch = {name: value.to(model.device) for name, value in batch.items()}
+                logits, labels = model(**batch).logits, batch["labels"]
+                # Prompt tuning puts tokens of its own in front of the text: as in peft, they do not count.
+                labels = pad(labels, (logits.shape[-2] - labels.shape[-1], 0), value=IGNORED)
+                if shifted:
+                    logits, labels = logits[:, :-1], labels[:, 1:]
+                flat = logits.flatten(0, -2).float(), labels.flatten()
+                total += cross_entropy(*flat, ignore_index=IGNORED, reduction="sum").item()
+                n_tokens += (labels != IGNORED).sum().item()
+    finally:
+        for module in training:
+            module.training = True
+    return total, n_tokens
+
+
+def perplexity(total_loss, n_tokens):
+    """How many equally likely tokens the model hesitates between: exp(total loss / number of tokens).
+
+    Takes what `total_loss` returns: a sum, in nats, not a mean. Compare it only between models with the same tokenizer.
+    `ValueError` for no tokens, or for a loss that no sum can be.
+
+    >>> print(f"{perplexity(4.0 + 9 * 1.0, 1 + 9):.2f}")  # one token with loss 4, nine with loss 1
+    3.67
+    >>> print(f"{np.exp(np.mean([4.0, 1.0])):.2f}")  # the same in two batches, by the mean of their means: wrong
+    12.18
+
+    Taught in notebooks/02_generation.ipynb, "Round 2: three silent failures".
+    """
+    total, n = float(total_loss), float(n_tokens)
+    if n == 0:
+        raise ValueError(
+            "0 tokens count: every label is -100, or no batch came (a generator gives its batches once only). "
+            "Look at the labels of one batch."
+        )
+    if n < 0 or not n.is_integer():
+        raise ValueError(f"n_tokens={n_tokens} is no number of tokens. The order is perplexity(total_loss, n_tokens).")
+    if not 0 <= total < math.inf:
+        raise ValueError(
+            f"total_loss={total}: a sum of losses is finite and not negative. nan is what a mean over no tokens gives: "
+            "take metrics.total_loss, not the mean of a batch; or the model itself has diverged."
+        )
+    return math.exp(total / n) if total / n < 700 else math.inf
+
+
 # ---- For the Trainer ----------------------------------------------------------------------------------
 
 
@@ -176,6 +274,42 @@ def for_tokens(names):
     return compute_metrics
 
 
+def for_texts(tokenizer, *names):
+    """A `compute_metrics` for Seq2SeqTrainer with predict_with_generate; exact_match and rougeL unless you name others.
+
+    Decodes the generated ids and the labels without special tokens and without what fills up rows (-100), and scores
+    the texts. For an encoder-decoder: what a decoder generates begins with its prompt, so use `generate.texts` there.
+
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import EvalPrediction, PreTrainedTokenizerFast
+    >>> words = Tokenizer(models.WordLevel({"<pad>": 0, "red": 1, "door": 2}))
+    >>> compute_metrics = for_texts(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>"), "token_f1")
+    >>> compute_metrics(EvalPrediction(predictions=np.array([[0, 1, 2]]), label_ids=np.array([[1, 2, -100]])))
+    {'token_f1': 1.0}
+
+    Taught in notebooks/02_generation.ipynb, "Round 3: two architectures, the same titles".
+    """
+    names = names or ("exact_match", "rougeL")
+    for name in names:
+        _known(name, TEXT_METRICS)
+
+    def decode(ids):
+        rows = [[int(token) for token in row if token != IGNORED] for row in ids]
+        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    def compute_metrics(evaluation):
+        ids = evaluation.predictions
+        if isinstance(ids, tuple) or np.ndim(ids) != 2 or not np.issubdtype(np.asarray(ids).dtype, np.integer):
+            raise ValueError(
+                "the predictions are logits, not generated ids. Set predict_with_generate=True in "
+                "Seq2SeqTrainingArguments."
+            )
+        predictions, references = decode(ids), decode(evaluation.label_ids)
+        return {name: score(name, predictions, references) for name in names}
+
+    return compute_metrics
+
+
 def keep_argmax(logits, labels):
     """For `preprocess_logits_for_metrics`: keeps the chosen class only, so that evaluation does not pile up logits.
 
@@ -189,9 +323,11 @@ def keep_argmax(logits, labels):
 
 
 def __getattr__(name):  # Python calls this for a name that the module does not have yet
-    if name not in ("Accuracy", "Precision", "Recall", "F1", "EntityF1"):
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals().update(_metric_classes())
+    for kind in (*_metric_classes(), *_text_metric_classes()):
+        kind.__qualname__ = kind.__name__  # so that it pickles and prints as a class of this module
+        globals()[kind.__name__] = kind
     return globals()[name]
 
 
@@ -202,7 +338,9 @@ def _base_class():
     from datasets import Features, Value
 
     class Metric(evaluate.Metric):
-        kinds = (Value("string"), Value("int64"))  # names or ids; evaluate takes the first that fits
+        # Of predictions and references: names or ids; evaluate takes the first that fits.
+        kinds = ((Value("string"), Value("string")), (Value("int64"), Value("int64")))
+        checked = staticmethod(_checked)
 
         def __init__(self, config_name=None, **kwargs):
             # What is added stays in memory; evaluate makes its cache folder all the same.
@@ -210,7 +348,8 @@ def _base_class():
             super().__init__(config_name, **kwargs)
 
         def _info(self):
-            text, options = type(self).__doc__, [Features(predictions=kind, references=kind) for kind in self.kinds]
+            text = type(self).__doc__
+            options = [Features(predictions=found, references=wanted) for found, wanted in self.kinds]
             return evaluate.MetricInfo(description=text, citation="", inputs_description=text, features=options)
 
         def add(self, *, prediction=None, reference=None, **kwargs):
@@ -220,14 +359,13 @@ def _base_class():
 
         def add_batch(self, *, predictions=None, references=None, **kwargs):
             """Adds predictions and references of the same length."""
-            predictions, references = _listed(predictions), _listed(references)
-            _check(predictions, references)
+            predictions, references = self.checked(predictions, references)
             super().add_batch(predictions=predictions, references=references, **kwargs)
 
         def compute(self, *, predictions=None, references=None, **kwargs):
             """Scores these, or what was added before; then forgets it."""
             if predictions is None and references is None and self.writer is None:
-                _check([], [])
+                _check_rows([], [])
             return super().compute(predictions=predictions, references=references, **kwargs)
 
     return Metric
@@ -282,15 +420,52 @@ def _metric_classes():
     class EntityF1(Metric):
         """Whole entities, by type and place: {"entity_precision", "entity_recall", "entity_f1", "f1_PER", ...}."""
 
-        kinds = (List(Value("string")),)
+        kinds = ((List(Value("string")), List(Value("string"))),)
 
         def _compute(self, predictions, references):
             return _entity_scores(predictions, references)
 
-    found = {kind.__name__: kind for kind in (Accuracy, Precision, Recall, F1, EntityF1)}
-    for name, kind in found.items():
-        kind.__qualname__ = name  # so that it pickles and prints as a class of this module
-    return found
+    return Accuracy, Precision, Recall, F1, EntityF1
+
+
+@functools.cache
+def _text_metric_classes():
+    from datasets import List, Value
+
+    class Text(_base_class()):
+        kinds = ((Value("string"), List(Value("string"))),)
+        checked = staticmethod(_texts)
+        names = ()
+
+        def _compute(self, predictions, references):
+            return {name: score(name, predictions, references) for name in self.names}
+
+    class ExactMatch(Text):
+        """The share of texts that equal a reference but for case, punctuation and articles: {"exact_match"}."""
+
+        names = ("exact_match",)
+
+    class TokenF1(Text):
+        """The F1 of the words shared with the best reference, mean over rows: {"token_f1"}."""
+
+        names = ("token_f1",)
+
+    class Rouge(Text):
+        """The F1 of shared words, word pairs and the longest common subsequence: {"rouge1", "rouge2", "rougeL"}."""
+
+        names = ("rouge1", "rouge2", "rougeL")
+
+    class Bleu(Text):
+        """The precision of runs of up to four words, of all texts together, 0 to 100: {"bleu"}."""
+
+        names = ("bleu",)
+
+    class Chrf(Text):
+        """The F score of runs of up to six characters, of all texts together, 0 to 100: {"chrf"}."""
+
+        names = ("chrf",)
+
+    return ExactMatch, TokenF1, Rouge, Bleu, Chrf
 
 
 @functools.cache
@@ -305,8 +480,12 @@ def _cache_folder():
 
 def _counted(metric, predictions, references):
     """The outcomes that occur and how often, and a function from such counts, shape (draws, outcomes), to scores."""
+    if _known(metric, CLASS_METRICS + ENTITY_METRICS + TEXT_METRICS) in TEXT_METRICS:
+        rows, evaluate_sums = _text_statistics(metric, predictions, references)
+        outcomes, counts = np.unique(rows, axis=0, return_counts=True)
+        return lambda draws: evaluate_sums(draws @ outcomes), counts
     predictions, references = _plain(predictions), _plain(references)
-    if _known(metric, CLASS_METRICS + ENTITY_METRICS) in ENTITY_METRICS:
+    if metric in ENTITY_METRICS:
         outcomes = Counter(_entity_counts(predictions, references))
         hits_found_wanted = np.array(list(outcomes))
         return lambda draws: _ratio(metric, *(draws @ hits_found_wanted).T), np.array(list(outcomes.values()))
@@ -361,6 +540,46 @@ def _entity_scores(predictions, references):
     return {name: float(value) for name, value in scores.items()}
 
 
+def _text_statistics(metric, predictions, references):
+    """Numbers of each row that add up, shape (rows, k), and a function from such sums, (draws, k), to scores."""
+    predictions, references = _texts(predictions, references)
+    if metric in CORPUS_METRICS:
+        import sacrebleu
+
+        scorer = sacrebleu.BLEU() if metric == "bleu" else sacrebleu.CHRF()
+        # What sacrebleu's own bootstrap uses. Reading 500 texts again for each of 1,000 draws takes over a minute.
+        rows = scorer._extract_corpus_statistics(predictions, list(zip_longest(*references)))
+        return np.array(rows), lambda sums: np.array([scorer._compute_score_from_stats(s).score for s in sums.tolist()])
+    compare = _comparison(metric)
+    pairs = zip(predictions, references, strict=True)
+    best = [max(compare(found, wanted) for wanted in several) for found, several in pairs]
+    return np.column_stack([best, np.ones(len(best))]), lambda sums: sums[:, 0] / sums[:, 1]
+
+
+def _comparison(metric):
+    """The function that compares one text with one reference."""
+    if metric == "exact_match":
+        return lambda found, wanted: float(_words(found) == _words(wanted))
+    if metric == "token_f1":
+        return _token_f1
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer([metric], use_stemmer=False)
+    return lambda found, wanted: scorer.score(wanted, found)[metric].fmeasure
+
+
+def _words(text):
+    """The words of a text as the SQuAD v1.1 script sees them: "It's the U.S." has two, "its" and "us"."""
+    text = text.lower().translate(PUNCTUATION)  # first, so that "the," is an article
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _token_f1(found, wanted):
+    found, wanted = _words(found), _words(wanted)
+    shared = (Counter(found) & Counter(wanted)).total()  # nothing shared is 0 in v1.1, also when both have no words
+    return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
+
+
 def _class_ids(evaluation):
     logits, references = evaluation.predictions, np.asarray(evaluation.label_ids)
     predictions = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
@@ -374,13 +593,54 @@ def _class_ids(evaluation):
     return predictions.argmax(-1), references
 
 
-def _check(predictions, references):
+def _checked(predictions, references):
+    predictions, references = _listed(predictions), _listed(references)
+    _check(predictions, references)
+    return predictions, references
+
+
+def _texts(predictions, references):
+    """Texts, and for each a list of references; `ValueError` for all that is no text."""
+    for name, side in (("predictions", predictions), ("references", references)):
+        if isinstance(side, str):  # else its characters would be scored as rows
+            raise ValueError(f"{name} is one text. Pass a list, also for a single row: [{name}].")
+    predictions, references = _listed(predictions), _listed(references)
+    _check_rows(predictions, references)
+    references = [_several(row, wanted) for row, wanted in enumerate(references, 1)]
+    for row, (found, several) in enumerate(zip(predictions, references, strict=True), 1):
+        for name, text in [("prediction", found), *(("reference", one) for one in several)]:
+            if not isinstance(text, str):
+                raise ValueError(f"row {row}: the {name} is {text!r:.60}, not text. {_to_text(text)}")
+    return predictions, references
+
+
+def _several(row, references):
+    if not isinstance(references, (list, tuple, np.ndarray)):
+        return [references]
+    if not len(references):
+        raise ValueError(f"row {row} has an empty list of references. Leave the row out: nothing can be right there.")
+    return list(references)
+
+
+def _to_text(value):
+    if value is None:
+        return 'Leave the row out, or pass "" for an answer that is empty.'
+    if isinstance(value, dict):
+        return "Pass the text in it, or the list of texts."
+    return "Decode ids first: tokenizer.batch_decode(ids, skip_special_tokens=True)."
+
+
+def _check_rows(predictions, references):
     if len(predictions) != len(references):
         raise ValueError(
             f"{len(predictions)} predictions but {len(references)} references: pass one of each for every row."
         )
     if len(references) == 0:
         raise ValueError("no predictions and no references: there is nothing to score.")
+
+
+def _check(predictions, references):
+    _check_rows(predictions, references)
     kinds = [{_kind(value) for value in side[:1000]} for side in (predictions, references)]
     if "fraction" in set.union(*kinds):
         raise ValueError("found fractions where classes belong. Pass class ids: logits.argmax(-1).")

@@ -1,0 +1,162 @@
+"""What a model answers: texts for a list of prompts, in batches, and tables that put answers side by side.
+
+    before = generate.texts(model, tokenizer, prompts)
+    ...                                                       # train
+    after = generate.texts(model, tokenizer, prompts)
+    generate.compare(prompts, references, before=before, after=after)
+
+Decoders and encoder-decoders, with or without adapters. What spoils answers without an error is taken care of here:
+decoders are padded on the left, prompts go through the chat template that training used, and dropout is off.
+"""
+
+import contextlib
+import warnings
+
+from helpers import record
+
+SHOWN = 60  # characters of a cell of a table
+
+
+def texts(model, tokenizer, prompts, *, batch_size=16, return_stopped=False, **generation):
+    """What the model writes for each prompt, as a list of texts in the same order.
+
+    A prompt is a text, or a list of messages; an assistant's message at its end, the reference, is left off. A decoder
+    whose tokenizer has a chat template gets the prompt through it, others get a text as it is. Greedy, and at most 48
+    new tokens, unless `generation` says otherwise: it goes to `model.generate`. With `return_stopped` also a list of
+    bool: whether the model ended its text itself, before `max_new_tokens` did.
+
+    The tokenizer and the model's training mode stay as they were. Raises `ValueError` for what is no prompt.
+
+    >>> from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    >>> from helpers import env
+    >>> tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"))
+    >>> sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))  # not trained, so it writes nonsense
+    >>> answers, stopped = texts(model, tokenizer, ["Good?", "Is it good?"], max_new_tokens=3, return_stopped=True)
+    >>> len(answers), len(stopped)
+    (2, 2)
+
+    Taught in notebooks/02_generation.ipynb, "Before training".
+    """
+    if "num_return_sequences" in generation:
+        raise ValueError("num_return_sequences: there is one text for each prompt. Repeat the prompt instead.")
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one text, and a list is expected. Put it in brackets: [prompt].")
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": 48} | generation
+    ends = options.setdefault("eos_token_id", _end_ids(model, tokenizer))
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    found = {}
+    with _undisturbed(model):
+        inputs = [_ids(model, tokenizer, prompt, number) for number, prompt in enumerate(prompts, 1)]
+        order = sorted(
+            range(len(inputs)), key=lambda i: -len(inputs[i])
+        )  # longest first: little padding, early failure
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            found |= zip(batch, _generated(model, tokenizer, [inputs[i] for i in batch], options), strict=True)
+    new = [found[i] for i in range(len(inputs))]
+    answers = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
+    return (answers, [not ends.isdisjoint(ids) for ids in new]) if return_stopped else answers
+
+
+def _end_ids(model, tokenizer):
+    """The tokens that end a text: those of the model, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({number for number in (*own, tokenizer.eos_token_id) if number is not None}) or None
+
+
+@contextlib.contextmanager
+def _undisturbed(model):
+    """No dropout and no advice of the library; each module's training mode and the logs are put back."""
+    from transformers.utils import logging
+
+    modes, verbosity = [(module, module.training) for module in model.modules()], logging.get_verbosity()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.set_verbosity_error()
+            model.eval()
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        for module, training in modes:
+            module.training = training
+
+
+def _ids(model, tokenizer, prompt, number):
+    """The token ids of one prompt."""
+    if not prompt or not (isinstance(prompt, str) or all(isinstance(message, dict) for message in prompt)):
+        raise ValueError(f"prompt {number} is {prompt!r}. A text, or a list of messages, is expected.")
+    if tokenizer.chat_template and not model.config.is_encoder_decoder:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        if not messages:
+            raise ValueError(f"prompt {number} holds an answer only. A message of the user is expected before it.")
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt {number} is a list of messages, but there is no chat template. Pass a text.")
+    return tokenizer(prompt)["input_ids"]
+
+
+def _generated(model, tokenizer, inputs, options):
+    """The new token ids of each input of one batch."""
+    import torch
+
+    encoder_decoder, width = model.config.is_encoder_decoder, max(map(len, inputs))
+    # A decoder goes on after the last place, so that has to be the prompt's last token: padding goes in front.
+    pad = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
+    ids = torch.full((len(inputs), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, found in enumerate(inputs):
+        place = slice(0, len(found)) if encoder_decoder else slice(width - len(found), width)
+        ids[row, place], mask[row, place] = torch.tensor(found), 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    made = model.generate(input_ids=ids, attention_mask=mask, **{"pad_token_id": pad} | options)
+    return made[:, 1 if encoder_decoder else width :].tolist()
+
+
+def compare(prompts, references, **columns):
+    """A table of prompts, their references and the texts of each keyword, with ✓ where a text equals its reference.
+
+    White space does not count, everything else does. Long cells are shortened in the middle. A prompt that is a list of
+    messages is shown by its last message of the user.
+
+    >>> compare(["Which colour?"], ["red"], before=["a lamp"], after=["red"])
+    | prompt        | reference | before   | after |
+    |:--------------|:----------|:---------|:------|
+    | Which colour? | red       | ✗ a lamp | ✓ red |
+
+    Taught in notebooks/02_generation.ipynb, "Before training".
+    """
+    prompts, references = list(prompts), list(references)
+    columns = {name: list(found) for name, found in columns.items()}
+    taken = {"prompt", "reference"} & columns.keys()
+    if taken:
+        raise ValueError(f'"{min(taken)}" is a column of the table already. Give these texts another name.')
+    lengths = {"prompts": len(prompts), "references": len(references)} | {n: len(c) for n, c in columns.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{n} {name}" for name, n in lengths.items())
+        raise ValueError(f"there are {found}. Pass one of each for a prompt, in the same order.")
+    rows = []
+    for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
+        row = {"prompt": _short(_asked(prompt)), "reference": _short(reference)}
+        for name, found in columns.items():
+            same = found[i].split() == reference.split()
+            row[name] = f"{'✓' if same else '✗'} {_short(found[i])}"
+        rows.append(row)
+    return record.Table(rows)
+
+
+def _asked(prompt):
+    if isinstance(prompt, str):
+        return prompt
+    return [message["content"] for message in prompt if message["role"] == "user"][-1]
+
+
+def _short(text):
+    text = " ".join(text.split())
+    if len(text) <= SHOWN:
+        return text
+    end = SHOWN // 2 - 3  # the question often stands at the end
+    return f"{text[: SHOWN - end - 3].rstrip()} … {text[-end:].lstrip()}"
