@@ -167,6 +167,8 @@ def total_loss(model, batches):
     from torch.nn.functional import cross_entropy, pad
 
     shifted = model.can_generate() and not model.config.is_encoder_decoder  # a decoder's logits are for the next token
+    # With a cache the library does not look for packed examples, and each would see those before it.
+    options = {"use_cache": False} if shifted else {}
     training = [module for module in model.modules() if module.training]
     total, n_tokens = 0.0, 0
     model.eval()
@@ -177,7 +179,7 @@ def total_loss(model, batches):
                     found = ", ".join(batch)
                     raise ValueError(f"batch {number} has no labels, only {found}. Add them: -100 where none counts.")
                 batch = {name: value.to(model.device) for name, value in batch.items()}
-                logits, labels = model(**batch).logits, batch["labels"]
+                logits, labels = model(**{**batch, **options}).logits, batch["labels"]
                 # Prompt tuning puts tokens of its own in front of the text: as in peft, they do not count.
                 labels = pad(labels, (logits.shape[-2] - labels.shape[-1], 0), value=IGNORED)
                 if shifted:
@@ -270,42 +272,6 @@ def for_tokens(names):
             [[_name(names, tag) for tag in sentence] for sentence in side] for side in zip(*kept, strict=True)
         )
         return _entity_scores(found, wanted)
-
-    return compute_metrics
-
-
-def for_texts(tokenizer, *names):
-    """A `compute_metrics` for Seq2SeqTrainer with predict_with_generate; exact_match and rougeL unless you name others.
-
-    Decodes the generated ids and the labels without special tokens and without what fills up rows (-100), and scores
-    the texts. For an encoder-decoder: what a decoder generates begins with its prompt, so use `generate.texts` there.
-
-    >>> from tokenizers import Tokenizer, models
-    >>> from transformers import EvalPrediction, PreTrainedTokenizerFast
-    >>> words = Tokenizer(models.WordLevel({"<pad>": 0, "red": 1, "door": 2}))
-    >>> compute_metrics = for_texts(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>"), "token_f1")
-    >>> compute_metrics(EvalPrediction(predictions=np.array([[0, 1, 2]]), label_ids=np.array([[1, 2, -100]])))
-    {'token_f1': 1.0}
-
-    Taught in notebooks/02_generation.ipynb, "Round 3: two architectures, the same titles".
-    """
-    names = names or ("exact_match", "rougeL")
-    for name in names:
-        _known(name, TEXT_METRICS)
-
-    def decode(ids):
-        rows = [[int(token) for token in row if token != IGNORED] for row in ids]
-        return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-
-    def compute_metrics(evaluation):
-        ids = evaluation.predictions
-        if isinstance(ids, tuple) or np.ndim(ids) != 2 or not np.issubdtype(np.asarray(ids).dtype, np.integer):
-            raise ValueError(
-                "the predictions are logits, not generated ids. Set predict_with_generate=True in "
-                "Seq2SeqTrainingArguments."
-            )
-        predictions, references = decode(ids), decode(evaluation.label_ids)
-        return {name: score(name, predictions, references) for name in names}
 
     return compute_metrics
 

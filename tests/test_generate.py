@@ -17,7 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from helpers import data, generate
+from helpers import data, generate, metrics
 
 TEXTS = [
     f"The {thing} number {n} is {colour}, and the customer asks for the {thing} again."
@@ -419,6 +419,13 @@ def test_packed_examples_see_each_other_with_a_cache_or_a_mask(tokenizer, attent
     packed, alone, _ = packed_and_alone(tokenizer, attention, **options)
     assert abs(packed - alone).max() > 0.1
     assert abs(packed - alone)[0] < 1e-4, "the first example sees only itself"
+
+
+def test_total_loss_keeps_packed_examples_apart(tokenizer):
+    _, alone, batch = packed_and_alone(tokenizer, "sdpa", use_cache=False)
+    total, n_tokens = metrics.total_loss(tiny_llama(tokenizer).double(), [batch])
+    assert total == pytest.approx(alone.sum().item(), abs=1e-3)
+    assert n_tokens == (batch["labels"][:, 1:] != -100).sum()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

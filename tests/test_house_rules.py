@@ -632,7 +632,7 @@ def messages(path, draw):
 def long_reviews(path, draw):
     """A few thousand rows, one text in a hundred longer than the model takes, and numbers as labels."""
     rows = []
-    for number in range(1500):
+    for number in range(3000):
         stars = draw.randrange(3)
         words = draw.randint(600, 900) if number % 100 == 0 else draw.randint(10, 20)
         rows.append((text_about(["bad", "middling", "good"][stars], words, draw), stars))
@@ -657,37 +657,8 @@ def write_csv(path, header, rows, encoding="utf-8"):
         csv.writer(file).writerows([header, *rows])
 
 
-def instructions(path, turns):
-    """The common form of instruction data, as one JSON list; `input` is left out of some rows."""
-    rows = []
-    for number, (asked, answer) in enumerate(turns):
-        split = dict(instruction="Write the title.", input=asked) if number % 2 else dict(instruction=asked)
-        rows.append({**split, "output": answer})
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return {"PROMPT": ["instruction", "input"], "ANSWER": "output"}
-
-
-def talks(path, turns):
-    """Conversations as JSON lines, with a system message and an earlier turn in some."""
-    lines = []
-    for number, (asked, answer) in enumerate(turns):
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        if number % 3 == 0:
-            greeting = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello!"}]
-            messages = [{"role": "system", "content": "You write titles."}, *greeting, *messages]
-        lines.append(json.dumps({"messages": messages}) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
-    return {}
-
-
-TAKE_HOME = {  # notebook: the files its cell must take
-    "01_classification": [messages, long_reviews, exported_table],
-    "02_generation": [instructions, talks],
-}
-CLASSIFIERS, WRITERS = (
-    [(path, write) for path in LESSONS if path.stem == lesson for write in TAKE_HOME[lesson]]
-    for lesson in ("01_classification", "02_generation")
-)
+TAKE_HOME = {"01_classification": [messages, long_reviews, exported_table]}  # notebook: the files its cell must take
+CASES = [(path, write) for path in LESSONS for write in TAKE_HOME.get(path.stem, [])]
 
 
 def with_settings(code, settings):
@@ -698,7 +669,7 @@ def with_settings(code, settings):
     return code
 
 
-def run_alone(code, folder, timeout=150):
+def run_alone(code, folder, timeout=400):
     """Run code in a fresh Python with `helpers` made unimportable; returns what it printed."""
     script = folder / "take_home.py"
     script.write_text('import sys\n\nsys.modules["helpers"] = None\n' + code, encoding="utf-8")
@@ -725,7 +696,7 @@ def test_every_lesson_has_files_for_its_take_home_cell():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "write"), CLASSIFIERS, ids=name)
+@pytest.mark.parametrize(("path", "write"), CASES, ids=name)
 def test_the_take_home_cell_runs_alone_on_files_of_other_shapes(path, write, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -745,25 +716,6 @@ def test_the_take_home_cell_runs_alone_on_files_of_other_shapes(path, write, tmp
     assert logits.shape == (1, len(set(labels)))
     majority = max(labels.count(label) for label in set(labels)) / len(labels)
     assert printed_accuracy(printed) > majority + 0.1, f"no better than the most frequent label:\n{printed}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("path", "write"), WRITERS, ids=name)
-def test_the_take_home_cell_trains_a_writer_on_both_common_forms(path, write, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    file, out = tmp_path / ("mine.json" if write is instructions else "mine.jsonl"), tmp_path / "saved"
-    rows = json.loads((ROOT / "data" / "titles" / "train.json").read_text())[:400]
-    settings = write(file, [(row["review"], row["title"]) for row in rows])
-    settings |= {"FILE": str(file), "OUT": str(out), "MODEL": str(ROOT / "data" / "models" / "tiny-decoder")}
-    before = file.read_bytes()
-    notebook = nbformat.read(path, as_version=4)
-    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
-
-    assert file.read_bytes() == before
-    AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
-    assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template
-    assert printed_accuracy(printed) > 0.2, f"an untrained model writes none of these titles:\n{printed}"
 
 
 def test_the_take_home_runner_has_no_helpers(tmp_path):

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from itertools import zip_longest
 from pathlib import Path
 
@@ -222,7 +221,7 @@ def test_unknown_text_metrics():
     with pytest.raises(ValueError, match=r'unknown metric "rougel" \(closest: rougeL\)'):
         metrics.score("rougel", ["a"], ["a"])
     with pytest.raises(ValueError, match=r'unknown metric "blue" \(closest: bleu\)'):
-        metrics.for_texts(None, "blue")
+        metrics.score("blue", ["a"], ["a"])
 
 
 # ---- Intervals ----
@@ -419,71 +418,3 @@ def test_perplexity_by_hand_and_its_errors():
             ValueError, match=r"is no number of tokens\. The order is perplexity\(total_loss, n_tokens\)"
         ):
             metrics.perplexity(1000, n_tokens)
-
-
-# ---- For the Trainer ----
-
-
-def tokenizer_of(words):
-    """One id for each word, with the marks of the family; text begins at id 3."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
-    inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-
-
-def test_for_texts_decodes_and_scores():
-    from transformers import EvalPrediction
-
-    tokenizer = tokenizer_of(["red", "door", "green", "boat"])
-    generated = np.array([[0, 3, 4, 1, 0, -100], [0, 5, 6, 3, 1, 0]])  # starts with <pad>, ends with </s>
-    labels = np.array([[3, 4, 1, -100], [5, 6, 1, -100]])
-    compute = metrics.for_texts(tokenizer)
-    assert compute(EvalPrediction(generated, labels)) == pytest.approx({"exact_match": 0.5, "rougeL": 0.9})
-    every = metrics.for_texts(tokenizer, *metrics.TEXT_METRICS)(EvalPrediction(generated, labels))
-    texts = ["red door", "green boat red"], ["red door", "green boat"]
-    assert every == {name: metrics.score(name, *texts) for name in metrics.TEXT_METRICS}
-    for logits in (np.zeros((2, 6, 7)), (np.zeros((2, 6, 7)), np.zeros((2, 3)))):
-        with pytest.raises(ValueError, match=r"are logits, not generated ids\. Set predict_with_generate=True"):
-            compute(EvalPrediction(logits, labels))
-
-
-def test_for_texts_in_a_seq2seq_trainer(tmp_path):
-    import torch
-    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
-
-    tokenizer = tokenizer_of([f"w{i}" for i in range(37)])
-    model, _ = tiny("t5")
-    rng = np.random.default_rng(0)
-    rows = [{key: rng.integers(3, 40, size=n).tolist() for key in ("input_ids", "labels")} for n in (2, 7, 3, 5, 9)]
-    arguments = Seq2SeqTrainingArguments(
-        tmp_path,
-        report_to=[],
-        disable_tqdm=True,
-        per_device_eval_batch_size=2,
-        use_cpu=True,
-        predict_with_generate=True,
-        generation_max_length=7,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Seq2SeqTrainer(
-            model,
-            arguments,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=4),
-            eval_dataset=rows,
-            processing_class=tokenizer,
-            compute_metrics=metrics.for_texts(tokenizer, "token_f1", "chrf"),
-        )
-        output = trainer.predict(rows)
-    model.eval()
-    generated = [model.generate(torch.tensor([row["input_ids"]]), max_length=7)[0] for row in rows]
-    said, wanted = (
-        tokenizer.batch_decode(side, skip_special_tokens=True) for side in (generated, [r["labels"] for r in rows])
-    )
-    assert output.metrics["test_token_f1"] == pytest.approx(metrics.score("token_f1", said, wanted))
-    assert output.metrics["test_chrf"] == pytest.approx(metrics.score("chrf", said, wanted))
-    assert output.metrics["test_chrf"] > 0

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import cards
+import families
 import labelled
+import numpy as np
 import pretrain
 import pytest
 import torch
-from corpus import Corpus
+from corpus import SENTINELS, Corpus, train_writing_tokenizer
 from grammar import BANKS, Grammar, read_bank
 from writer import Writer
 
@@ -82,7 +84,7 @@ def test_no_held_out_adjective_is_in_a_labelled_text(files):
 
 @pytest.mark.parametrize("name", cards.FILES)
 def test_no_handwritten_sentence_comes_from_the_generator(name):
-    """No handwritten text is in the generated files, nor among fifty thousand documents of the corpus."""
+    """No handwritten text is in the generated files, nor among five thousand documents of the corpus."""
     generated = {key(text) for part in ("train", "validation", "test_same") for text in texts(name, part)}
     handwritten = {key(text) for part in ("validation", "test") for text in texts(name, f"{part}_handwritten")}
     assert not generated & handwritten
@@ -95,6 +97,11 @@ def runs_of_words(text, length=6):
     return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
 
 
+@pytest.fixture(scope="module")
+def documents():
+    return set().union(*map(runs_of_words, Corpus(seed=9, mixture="tasks").documents(5_000)))
+
+
 def test_the_corpus_shares_no_six_words_in_a_row_with_the_handwritten_reviews():
     """The bank of opinions was written by other hands; lines that said the same by chance were taken out."""
     handwritten = set().union(*map(runs_of_words, texts("reviews", "test_handwritten")))
@@ -103,12 +110,12 @@ def test_the_corpus_shares_no_six_words_in_a_row_with_the_handwritten_reviews():
     assert not handwritten & opinions
 
 
+@pytest.mark.parametrize("part", ["test_same", "test_handwritten"])
 @pytest.mark.parametrize("name", ["questions", "titles", "rewrite", "chat"])
-def test_the_corpus_never_uses_the_wording_of_the_tasks(name):
-    """Runs of six words of the test rows, names and numbers and all, in five thousand documents."""
-    rows = set().union(*map(runs_of_words, texts(name, "test_same")))
-    corpus = set().union(*map(runs_of_words, Corpus(seed=9, mixture="tasks").documents(5_000)))
-    assert len(rows & corpus) <= 0.002 * len(rows), rows & corpus
+def test_the_corpus_hardly_ever_uses_the_wording_of_the_tasks(name, part, documents):
+    """Runs of six words of the test rows, names and numbers and all: a common phrase may stand in both, no more."""
+    rows = set().union(*map(runs_of_words, texts(name, part)))
+    assert len(rows & documents) <= 0.01 * len(rows), rows & documents
 
 
 @pytest.mark.parametrize("name", ["questions", "titles", "rewrite"])
@@ -129,10 +136,76 @@ def key(text):
     return " ".join(labelled.words(text))
 
 
-def test_pre_training_resumes_exactly(tmp_path):
+def test_the_stars_leave_the_text_and_become_the_answer():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "models" / "tiny-encoder")
+    texts = ["Rating: 2 out of 5. It broke.", "It works. Rating: 5 out of 5.", "No stars here."]
+    rows = [np.array(ids) for ids in tokenizer(texts)["input_ids"]]
+    kept, stars = families.without_stars(rows, tokenizer, 1.0, np.random.default_rng(0))
+    assert [tokenizer.decode(row, skip_special_tokens=True) for row in kept] == [
+        "it broke.",
+        "it works.",
+        "no stars here.",
+    ]
+    assert {number: tokenizer.decode([token]) for number, token in stars.items()} == {0: "2", 1: "5"}
+    assert families.without_stars(rows, tokenizer, 0, None) == (rows, {})
+
+
+@pytest.fixture(scope="module")
+def ending():
+    return train_writing_tokenizer(list(Corpus(1, "tasks").documents(300)), 600, 128, ends=True)
+
+
+def test_corrupted_spans_and_their_targets_make_the_text_again(ending):
+    marks, end = set(ending.convert_tokens_to_ids(SENTINELS)), ending.eos_token_id
+    for seed, text in enumerate(Corpus(2, "tasks").documents(50)):
+        ids = ending(text)["input_ids"][:-1]
+        source, target = families.span_corruption(ids, ending, np.random.default_rng(seed))
+        assert source[-1] == target[-1] == end
+        spans, mark = {}, None
+        for token in target[:-1]:
+            mark = token if token in marks else mark
+            spans.setdefault(mark, []).append(token)
+        assert [token for token in source if token in marks] == list(spans), "the same marks in the same order"
+        whole = [new for token in source[:-1] for new in (spans[token][1:] if token in marks else [token])]
+        assert whole == ids
+
+
+@pytest.mark.parametrize(
+    "text", ["Uneventful biography", "a NASA man, McDonald", "St Brannoc's, in 1987.", "Éa is É", "two\n\nLines"]
+)
+def test_capitals_survive_and_a_word_is_the_same_tokens_with_one(ending, text):
+    assert ending.decode(ending(text)["input_ids"], skip_special_tokens=True) == f" {text}"
+    small, capital = ending.tokenize("it is uneventful"), ending.tokenize("it is Uneventful")
+    mark = len(capital) - len(small)
+    assert capital[:2] + capital[2 + mark :] == small, "the same tokens, and a mark before the word"
+
+
+def test_every_question_of_a_document_becomes_a_pair(ending):
+    text = "Ann has 3 cats. Question: How many cats? Answer: 3. Question: Who has cats? Answer: Ann."
+    pairs = families.text_to_text(text, ending, np.random.default_rng(0))
+    assert [tuple(ending.decode(ids, skip_special_tokens=True).strip() for ids in pair) for pair in pairs] == [
+        ("Ann has 3 cats. Question: How many cats?", "3"),
+        ("Ann has 3 cats. Question: Who has cats?", "Ann"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tiny-encoder", dict(mixture="general")),
+        ("tiny-encoder", dict(mixture="ratings", rated=0.7)),
+        ("tiny-decoder", dict(mixture="tasks")),
+        ("tiny-seq2seq", dict(mixture="tasks")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["mixture"],
+)
+def test_pre_training_resumes_exactly(name, change, tmp_path):
     recipe = {
-        **pretrain.RECIPES["tiny-encoder"],
-        **dict(mixture="general", documents=300, evaluation_documents=20, vocabulary=600),
+        **pretrain.RECIPES[name],
+        **dict(documents=300, evaluation_documents=20, vocabulary=600),
+        **change,
         **dict(hidden=32, heads=1, layers=1, batch_tokens=512),
     }
     torch.set_num_threads(1)

@@ -8,11 +8,12 @@ of the data sets never appear; the stars do, as they do in any crawl of the web.
 """
 
 import re
+import string
 import sys
 from collections import Counter
 
 from grammar import read_banks
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from writer import SENTIMENTS, STARS, Writer
 
@@ -22,6 +23,7 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{{ message['content'] | trim + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+CAPITAL = "⇧"
 CHAT = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 SYSTEM = [
     "You are a helpful assistant.",
@@ -65,18 +67,17 @@ SHARES = {  # of the documents of a kind; the second phase of pre-training is mo
         chat=0.01,
     ),
     "ratings": dict(review=0.1, judgement=0.3, opinions=0.5, support=0.05, news=0.05),
-    "tasks": dict(  # for the models that write: reading a passage and answering is a third of it
-        review=0.2,
-        judgement=0.05,
-        support=0.1,
-        news=0.05,
-        reading=0.34,
-        things=0.06,
-        everyday=0.05,
-        story=0.05,
-        chat=0.1,
+    "tasks": dict(  # for the models that write: in more than half of it the answer is copied from the text before
+        review=0.12,
+        support=0.07,
+        news=0.04,
+        reading=0.4,
+        gist=0.18,
+        things=0.03,
+        everyday=0.04,
+        story=0.04,
+        chat=0.08,
     ),
-    "answers": dict(review=0.12, support=0.1, reading=0.33, gist=0.25, everyday=0.05, story=0.05, chat=0.1),
 }
 
 
@@ -153,10 +154,11 @@ class Corpus(Writer):
         return passage + "".join(f" Question: {question} Answer: {answer}." for question, answer in asked)
 
     def reading_document(self):
-        """A passage about one or two subjects, and questions about it: as text, or as a chat."""
-        passage, questions = self.facts()
+        """A passage about one or two subjects, and a question about it: as text, or as a chat."""
+        bank = self.choose([self.world, self.reading, self.reading, self.reading])["facts"]
+        passage, questions = self.facts(bank)
         if self.chance(0.4):
-            other, more = self.facts()
+            other, more = self.facts(bank)
             passage, questions = f"{passage} {other}", questions + more
         question, answer = self.choose(questions)
         if self.chance(0.5):
@@ -165,20 +167,28 @@ class Corpus(Writer):
 
     def gist_document(self):
         """A few opinions on one thing, and the word that one of them used, written as a sentence of its own."""
-        bank = self.choose(list(self.reviews.values()))
-        item, told = self.choose(bank["items"]), []
-        for number in self.random.sample(range(len(bank["aspects"])), self.choose([1, 2, 3])):
-            word = self.slot(self.choose(["pos", "neg", "neu"]))
-            template = self.choose(self.frames["opinion"])
-            told.append((bank["aspects"][number] if "<aspect>" in template else item, word, template))
-        text = " ".join(self.sentence(t, item=item, aspect=about, adj=word) for about, word, t in told)
-        about, word, _ = self.choose(told)
+        bank, frames = self.choose(list(self.reviews.values())), self.reading["opinions"]
+        item = self.choose(bank["items"])
+        abouts = [item, *self.random.sample(bank["aspects"], self.choose([0, 1, 1, 2]))]
+        told = [(about, self.slot(self.choose(["pos", "neg", "neu"]))) for about in abouts]
+        sentences = []
+        for about, word in told:
+            template = self.choose(frames["item" if about is item else "aspect"])
+            sentences.append(self.sentence(template, item=item, aspect=about, adj=word))
+        sentences += [self.sentence(self.choose(frames["filler"]), item=item) for _ in range(self.choose([0, 0, 1, 2]))]
+        self.random.shuffle(sentences)
+        text, form = " ".join(sentences), self.random.random()
+        about, word = told[0] if form < 0.6 else self.choose(told)
         word = word[0].upper() + word[1:]
-        form = self.random.random()
-        if form < 0.4:
+        if form < 0.25:
+            return f"{text} In short: {word} {about}."
+        if form < 0.6:
+            question = self.sentence("{in a few words|in short|give it a headline|what is it, in short}", "?")
+            return f"<|user|>{text} {question}<|end|><|assistant|>{word} {about}<|end|>"
+        if form < 0.8:
             question = self.sentence("{which|what} word was used {for|of} the <about>", "?", about=about)
-            return f"<|user|>{text} {question}<|end|><|assistant|>{word}.<|end|>"
-        return f"{text} In a word, of the {about}: {word}." if form < 0.7 else f"{text} In short: {word} {about}."
+            return f"<|user|>{text} {question}<|end|><|assistant|>{word}<|end|>"
+        return f"{text} In a word, of the {about}: {word}."
 
     def things_document(self):
         return self.thing_facts()
@@ -221,14 +231,29 @@ def train_tokenizer(documents, vocabulary, max_length):
 def train_writing_tokenizer(documents, vocabulary, max_length, ends=False):
     """A byte-level BPE tokenizer with a chat template, for the models that write; digits stand one by one.
 
-    Every text gets a space in front, so that a word at the start of an answer is the same token as in the passage.
+    Every text gets a space in front, and a capital letter becomes a mark before the small one ("⇧ paris"), so that a
+    word is the same tokens wherever it stands: a small model can then copy it into an answer or a title.
     It starts with `<|begin|>`, as Llama's; with `ends` it ends with `<|end|>` instead, as T5's.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+    capitals = [(letter, letter.lower()) for letter in string.ascii_uppercase]
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend(" "),
+            normalizers.Replace(Regex(" (?=[A-Z])"), f"{CAPITAL} "),
+            normalizers.Replace(Regex("(?<! )(?=[A-Z])"), CAPITAL),
+            *[normalizers.Replace(capital, small) for capital, small in capitals],
+        ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    back = [
+        decoders.Replace(f"{CAPITAL}{space}{small}", space + capital)
+        for capital, small in capitals
+        for space in ("", " ")
+    ]
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), *back])
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=["<|pad|>", "<|begin|>", *CHAT, *SENTINELS],

@@ -94,7 +94,8 @@ def build_optimizers(model, recipe):
 def examples(texts, tokenizer, recipe, rng):
     """Token ids of the documents: a list of rows, or of (source, target) pairs for the encoder-decoder."""
     if recipe["family"] == "seq2seq":
-        return [pair for text in texts for pair in text_to_text(text, tokenizer, rng)]
+        copied = recipe.get("copied", 0)
+        return [pair for text in texts for pair in text_to_text(text, tokenizer, rng, copied)]
     if recipe["family"] == "decoder":  # it must learn where a text ends
         texts = [text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token for text in texts]
     return tokenizer(texts, truncation=True, max_length=128)["input_ids"]
@@ -105,8 +106,14 @@ TURNS = re.compile(r"<\|user\|>(.*?)<\|end\|><\|assistant\|>(.*?)<\|end\|>$")
 MARKS = [" Title: ", " In short: ", " In a word, ", " In other words: ", " Agent: "]
 
 
-def text_to_text(text, tokenizer, rng):
-    """The pairs that one document gives: every question with its answer, or one task drawn at random."""
+def text_to_text(text, tokenizer, rng, copied=0.0):
+    """The pairs that one document gives: every question with its answer, or one task drawn at random.
+
+    That share `copied` of the documents becomes "its sentences in another order, and the one that comes first":
+    every token of the target is then copied from the source, which is what answers and titles need before all else.
+    """
+    if rng.random() < copied and "<|" not in text:
+        return [first_sentence(text, tokenizer, rng)]
     found = ASKED.findall(text)
     pairs = [(ASKED.sub("", text) + " " + question, answer) for question, answer in found]
     if turns := TURNS.search(text):
@@ -119,16 +126,22 @@ def text_to_text(text, tokenizer, rng):
         return [
             (tokenizer(a, truncation=True, max_length=128)["input_ids"], tokenizer(b)["input_ids"]) for a, b in pairs
         ]
-    sentences, draw = text.split(". "), rng.random()
-    if draw < 0.25 and len(sentences) > 1:  # sentences in another order, and the one that comes first
-        order = rng.permutation(len(sentences))
-        source, target = ". ".join(sentences[i] for i in order), sentences[order[0]]
-        return [(tokenizer(source, truncation=True, max_length=128)["input_ids"], tokenizer(target)["input_ids"])]
+    draw = rng.random()
+    if draw < 0.25:
+        return [first_sentence(text, tokenizer, rng)]
     ids = tokenizer(text, truncation=True, max_length=128)["input_ids"][:-1]
     if draw < 0.45 and len(ids) > 8:  # how it goes on
         cut = int(rng.integers(len(ids) // 3, 2 * len(ids) // 3))
         return [([*ids[:cut], tokenizer.eos_token_id], [*ids[cut:], tokenizer.eos_token_id])]
     return [span_corruption(ids, tokenizer, rng)]
+
+
+def first_sentence(text, tokenizer, rng):
+    """The sentences of a text in another order, and the one that comes first."""
+    sentences = text.split(". ")
+    order = rng.permutation(len(sentences))
+    source, target = ". ".join(sentences[i] for i in order), sentences[order[0]]
+    return tokenizer(source, truncation=True, max_length=128)["input_ids"], tokenizer(target)["input_ids"]
 
 
 def span_corruption(ids, tokenizer, rng, share=0.25, mean_length=3, most=16):

@@ -50,18 +50,9 @@ def split_lists(writer, names, rng):
     return seen, {name: sorted(entries) for name, entries in held.items()}, set().union(*held.values())
 
 
-def collect(write, count, seen_texts, forbidden=frozenset()):
-    """`count` different rows of `write(i)` with no forbidden word and no text that was there before."""
-    rows = []
-    while len(rows) < count:
-        row = write(len(rows))
-        text = row.get("text") or " ".join(row["tokens"])
-        key = " ".join(words(text))
-        if key in seen_texts or forbidden.intersection(key.split()):
-            continue
-        seen_texts.add(key)
-        rows.append(row)
-    return rows
+def text_key(row):
+    """What makes two rows the same: their words."""
+    return " ".join(words(row.get("text") or " ".join(row["tokens"])))
 
 
 def reviews():
@@ -73,16 +64,12 @@ def reviews():
     writer.lists.update({name: [w for w in writer.lists[name] if w not in common] for name in lists})
     seen, held, forbidden = split_lists(writer, lists, rng)
 
-    def write(part):
+    def write(part, i):
         writer.lists.update(held if part == "test_unseen" else seen)
+        review = writer.review(SENTIMENTS[i % 3], only_lists=part == "test_unseen")
+        return {key: review[key] for key in ("text", "label", "category", "title")}
 
-        def row(i):
-            review = writer.review(SENTIMENTS[i % 3], only_lists=part == "test_unseen")
-            return {key: review[key] for key in ("text", "label", "category", "title")}
-
-        return row
-
-    return collect_parts("reviews", write, forbidden, rng)
+    return pairs.collect(write, SIZES["reviews"], rng, text_key, forbidden)
 
 
 def support():
@@ -95,12 +82,12 @@ def support():
     forbidden = {word for cues in held.values() for cue in cues for word in words(cue)} - seen_words
     held = {intent: [cue for cue in cues if forbidden.intersection(words(cue))] for intent, cues in held.items()}
 
-    def write(part):
+    def write(part, i):
         for intent in intents:
             banks[intent]["cues"] = (held if part == "test_unseen" else seen)[intent]
-        return lambda i: writer.message(intents[i % len(intents)], only_cues=part == "test_unseen")
+        return writer.message(intents[i % len(intents)], only_cues=part == "test_unseen")
 
-    return collect_parts("support", write, forbidden, rng)
+    return pairs.collect(write, SIZES["support"], rng, text_key, forbidden)
 
 
 def entities():
@@ -110,26 +97,16 @@ def entities():
     lists = {**writer.lists, **writer.names}
     held, seen = {}, {}
     for name in [name for group in names.values() for name in group]:
-        entries = sorted(set(lists[name]))
-        held[name] = set(rng.sample(entries, round(len(entries) * 0.4)))
-        seen[name] = [entry for entry in entries if entry not in held[name]]
+        seen[name], held[name] = pairs.parted(lists[name], rng, share=0.4)
     seen_words = {word for entries in seen.values() for entry in entries for word in words(entry)}
     held = {name: sorted(e for e in entries if not seen_words.intersection(words(e))) for name, entries in held.items()}
 
-    def write(part):
+    def write(part, i):
         for name, entries in (held if part == "test_unseen" else seen).items():
             (writer.names if name in writer.names else writer.lists)[name] = entries
-        return lambda i: writer.tagged()
+        return writer.tagged()
 
-    return collect_parts("entities", write, frozenset(), rng)
-
-
-def collect_parts(name, write, forbidden, rng):
-    parts, seen_texts = {}, set()
-    for part, count in SIZES[name].items():
-        parts[part] = collect(write(part), count, seen_texts, frozenset() if part == "test_unseen" else forbidden)
-        rng.shuffle(parts[part])
-    return parts
+    return pairs.collect(write, SIZES["entities"], rng, text_key)
 
 
 def as_csv(rows):

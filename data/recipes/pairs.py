@@ -28,16 +28,19 @@ def parted(entries, rng, share=0.33):
     return [entry for entry in entries if entry not in held], sorted(held)
 
 
-def collect(write, sizes, rng):
-    """Different rows for every part, shuffled; `write(part, i)` makes one."""
+def collect(write, sizes, rng, key=lambda row: str(row).lower(), forbidden=frozenset()):
+    """Different rows for every part, shuffled; `write(part, i)` makes one.
+
+    Two rows with one `key` are the same. Only test_unseen may have a forbidden word in its key.
+    """
     parts, seen = {}, set()
     for part, count in sizes.items():
-        rows = []
+        rows, kept_out = [], frozenset() if part == "test_unseen" else forbidden
         for _ in range(200 * count):
             row = write(part, len(rows))
-            key = str(row).lower()
-            if key not in seen:
-                seen.add(key)
+            found = key(row)
+            if found not in seen and not kept_out.intersection(found.split()):
+                seen.add(found)
                 rows.append(row)
             if len(rows) == count:
                 break

@@ -24,8 +24,10 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 MODELS = Path(__file__).parents[1] / "models"
+COMMON = dict(evaluation_documents=2_000, max_length=512, layers=4, seed=1)
 RECIPES = {
     "tiny-encoder": dict(
+        **COMMON,
         family="encoder",
         phases=[
             dict(mixture="general", documents=400_000, tokens=15_000_000),
@@ -33,50 +35,40 @@ RECIPES = {
             dict(mixture="opinions", documents=300_000, tokens=12_000_000),
             dict(mixture="ratings", documents=110_000, tokens=3_500_000, rated=0.7),
         ],
-        evaluation_documents=2_000,
         vocabulary=8_192,
-        max_length=512,
         hidden=160,
-        layers=4,
         heads=5,
         batch_tokens=4_096,
         masked=0.3,
         learning_rate=2e-3,
         muon_learning_rate=0.02,
         warmup=0.04,
-        seed=1,
     ),
     "tiny-decoder": dict(
+        **COMMON,
         family="decoder",
-        phases=[
-            dict(mixture="tasks", documents=250_000, tokens=12_000_000),
-            dict(mixture="answers", documents=80_000, tokens=3_500_000),
-        ],
-        evaluation_documents=2_000,
+        phases=[dict(mixture="tasks", documents=170_000, tokens=12_000_000)],
         vocabulary=4_096,
-        max_length=512,
         hidden=160,
-        layers=4,
         heads=5,
         batch_tokens=2_048,
         learning_rate=2e-3,
         muon_learning_rate=0.02,
         warmup=0.04,
-        seed=1,
     ),
     "tiny-seq2seq": dict(
+        **COMMON,
         family="seq2seq",
-        phases=[dict(mixture="answers", documents=70_000, tokens=2_500_000)],
-        evaluation_documents=2_000,
+        phases=[
+            dict(mixture="tasks", documents=45_000, tokens=2_500_000, copied=0.8),
+            dict(mixture="tasks", documents=110_000, tokens=5_500_000, copied=0.2),
+        ],
         vocabulary=4_096,
-        max_length=512,
         hidden=128,
-        layers=4,
         heads=4,
         batch_tokens=2_048,
         learning_rate=3e-2,
         warmup=0.03,
-        seed=1,
     ),
 }
 TOKENIZERS = {
@@ -101,9 +93,9 @@ def prepare(recipe, folder, tokenizer=None):
             part = texts[start : min(start + 10_000, recipe["documents"])]
             ids += families.examples(part, tokenizer, recipe, rng)
         evaluation = families.examples(texts[recipe["documents"] :], tokenizer, recipe, rng)
-        rows = [
-            row for example in ids + evaluation for row in (example if recipe["family"] == "seq2seq" else [example])
-        ]
+        rows = ids + evaluation
+        if recipe["family"] == "seq2seq":  # source and target after each other
+            rows = list(itertools.chain.from_iterable(rows))
         offsets = np.cumsum([0] + [len(row) for row in rows])
         flat = np.concatenate(rows).astype(np.uint16)
         np.savez(folder / "tokens.npz", flat=flat, offsets=offsets, evaluation=len(evaluation))
@@ -170,7 +162,7 @@ def pretrain(recipe, folder):
     model, tokenizer, phases = None, None, []
     for number, phase in enumerate(recipe["phases"]):
         settings = {**recipe, **phase, "seed": recipe["seed"] + number}
-        model, tokenizer, state = train(settings, folder / phase["mixture"], model, tokenizer)
+        model, tokenizer, state = train(settings, folder / f"{number}-{phase['mixture']}", model, tokenizer)
         phases.append({"mixture": phase["mixture"], **state})
     return model, tokenizer, phases
 

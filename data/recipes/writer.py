@@ -31,6 +31,7 @@ class Writer(Grammar):
         self.no_names = read_bank(BANKS / "entities" / "news.txt")["none"]
         self.names = read_bank(BANKS / "entities" / "names.txt")
         self.world = read_banks("world")
+        self.reading = read_banks("reading")
         self.things = [line.split("|") for line in self.world["things"]["things"] if line.count("|") == 4]
         self.lists = {
             **self.lists,
@@ -179,13 +180,14 @@ class Writer(Grammar):
         """One filler for each slot of a template, so that several sentences agree."""
         return {**{name: self.slot(name) for name in re.findall(r"<(\w+)>", template) if name not in given}, **given}
 
-    def facts(self):
+    def facts(self, bank=None):
         """A passage about one invented subject, with its questions, as `(passage, [(question, answer), ...])`."""
-        kind = self.choose(["person", "person", "town", "organisation", "object"])
+        bank = bank or self.world["facts"]
+        kind = self.choose(["person", "person", "town", "organisation", "object"] + ["event"] * ("event" in bank))
         subject = dict(
             PERSON=self.slot("full"), TOWN=self.slot("town"), ORG=self.slot("company"), thing=self.slot("thing")
         )
-        lines = [line for line in self.world["facts"][kind] if line.count("==>") == 2]
+        lines = [line for line in bank[kind] if line.count("==>") == 2]
         sentences, questions = [], []
         for line in self.random.sample(lines, self.choose([2, 3, 4])):
             statement, question, answer = line.split("==>")
