@@ -159,9 +159,12 @@ def real_model(case):
             )
         # What is not quantised is a view into the checkpoint file, which is mapped whole and which the profiler counts
         # whole. No training allocates that, so these few get memory of their own.
-        for tensor in (*model.parameters(), *model.buffers()):
-            if type(tensor).__name__ != "Params4bit":
-                tensor.data = tensor.data.clone()
+        for parameter in model.parameters():
+            if type(parameter).__name__ != "Params4bit":
+                parameter.data = parameter.data.clone()
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.clone()  # a new one: a view goes on holding what it is a view of
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     else:
         model = auto.from_config(config)
