@@ -341,7 +341,7 @@ def _train(network, inputs, optim, gradient_accumulation_steps, autocast, device
     """Two optimizer steps, as any training loop does them."""
     import torch
 
-    optimizer = _optimizer(optim, [p for p in network.parameters() if p.requires_grad], device)
+    optimizer = _optimizer(optim, network, device)
     for _ in range(STEPS):
         for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
             with torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext():
@@ -352,10 +352,11 @@ def _train(network, inputs, optim, gradient_accumulation_steps, autocast, device
         optimizer.zero_grad()
 
 
-def _optimizer(optim, parameters, device):
+def _optimizer(optim, network, device):
     """The optimizer that the Trainer makes for this name."""
     import torch
 
+    parameters = [p for p in network.parameters() if p.requires_grad]
     if optim.startswith("adamw_torch"):
         fused = optim == "adamw_torch_fused"
         how = {"fused": True} if fused else {"foreach": device == "cuda"}  # torch's choice, which needs a real device
@@ -368,7 +369,16 @@ def _optimizer(optim, parameters, device):
         return Adafactor(parameters, lr=1e-4, scale_parameter=False, relative_step=False)
     from bitsandbytes.optim import AdamW8bit
 
-    return AdamW8bit(parameters, lr=1e-4)
+    optimizer = AdamW8bit(parameters, lr=1e-4)
+    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
+    usual = optimizer.get_config
+
+    def get_config(group, index, settings):  # the Trainer has the state of embeddings kept in 32 bits
+        in_full = {"optim_bits": 32} if id(parameters[index]) in embeddings else {}
+        return usual(group, index, settings) | in_full
+
+    optimizer.get_config = get_config
+    return optimizer
 
 
 def _count(network):
@@ -1040,4 +1050,4 @@ def _shown(what, memory):
 
 
 def _size(size):
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.2f} MiB"

@@ -342,7 +342,7 @@ PHASES = {"forward": "activations", "backward": "gradients", "step": "optimizer"
 
 
 def _unit(largest):
-    return ("GiB", GIB) if largest >= GIB / 10 else ("MiB", 2**20)
+    return ("GiB", GIB) if largest >= GIB else ("MiB", 2**20)
 
 
 def _capacity(draw, capacity, size):

@@ -251,6 +251,21 @@ def test_callback_measures_a_trainer_and_counts_evaluation_apart(tmp_path):
     assert measured.peak == after
 
 
+def test_the_trainer_keeps_the_state_of_embeddings_in_32_bits(tmp_path):
+    rows = [{"input_ids": list(range(5, 37)), "labels": 0} for _ in range(4)]
+    measured = memory.measure()
+    arguments = TrainingArguments(
+        tmp_path, optim="adamw_8bit", per_device_train_batch_size=2, max_steps=2, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    model = grid.transformers.BertForSequenceClassification(BERT)
+    Trainer(model, arguments, train_dataset=rows, callbacks=[measured]).train()
+    predicted = memory.predict(BERT, **SMALL, optim="adamw_8bit", device="cpu")
+    assert predicted.split["optimizer"] == measured.split["optimizer"]
+    embeddings = (500 + 512 + 2) * 64
+    assert predicted.split["optimizer"] > 8 * embeddings
+
+
 def test_measurement_ends_with_an_error_in_the_block():
     model, batch, _ = model_and_batch()
     measured = memory.measure(model)
