@@ -177,6 +177,14 @@ def test_the_task_is_read_named_or_usual():
     assert task(T5Config(vocab_size=500, d_model=64, d_kv=32, d_ff=64, num_layers=1, num_heads=2)) == "SEQ_2_SEQ_LM"
 
 
+def test_a_prediction_of_notebook_03_is_what_its_record_says():
+    path = grid.OUTPUT.parents[1] / "03_full_fine_tuning" / "fit-110M-pure-bf16-checkpointing.json"
+    found = json.loads(path.read_text())
+    shape = dict(batch=found["settings"]["batch"], length=found["settings"]["length"])
+    predicted = memory.predict(BertConfig(), **shape, dtype="bfloat16", activation_checkpointing=True)
+    assert predicted.peak_gib == pytest.approx(found["metrics"]["peak_gib"], rel=1e-6)
+
+
 def test_the_configuration_and_the_adapter_are_left_as_they_were():
     adapter = peft.LoraConfig()
     before = LLAMA.to_dict(), adapter.to_dict()
