@@ -210,7 +210,175 @@ def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
     return _finish(ax, title, "tokens in a row" if step == 1 else f"tokens in a row (bars of {step})", "rows", grid="y")
 
 
+def memory(bars, ax=None, *, title=None, capacity=None, source=None):
+    """Peak memory by part, one stacked bar for each prediction (hollow) and each measurement (solid).
+
+    `bars` is a dict of name and `{"predicted": split, "measured": split}`, either may be missing; a split is a dict of
+    part and bytes. `capacity` is the device in GiB, a dashed line. `source` says what was measured, such as
+    `measured.source`.
+
+    >>> ax = memory({"full": {"predicted": {"weights": 2**30, "gradients": 2**30}, "measured": {"weights": 2**30}}})
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['full, predicted', 'full, measured']
+
+    Taught in notebooks/03_full_fine_tuning.ipynb, "Round 2: predicted against measured".
+    """
+    rows = [
+        (name, kind, pair[kind]) for name, pair in bars.items() for kind in ("predicted", "measured") if kind in pair
+    ]
+    if not rows:
+        raise ValueError('no bars to draw. Pass {"full": {"predicted": split, "measured": split}}.')
+    unknown = {part for _, _, split in rows for part in split} - set(PARTS)
+    if unknown:
+        raise ValueError(f"no part of memory is called {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}.")
+    used = [part for part in PARTS if any(split.get(part) for _, _, split in rows)]
+    legend = 0.4 + 0.6 * -(-len(used) // 2)  # room below the bars, in bars
+    ax = _axes(ax, (WIDTH, 1.5 + 0.4 * (len(rows) + legend)))
+    totals = [sum(split.values()) for _, _, split in rows]
+    unit, size = _unit(max(totals))
+    place, places = 0.0, []
+    for i, (name, kind, split) in enumerate(rows):
+        place += 0.35 * (i > 0 and name != rows[i - 1][0])
+        left = 0.0
+        for part, (colour, hatch) in PARTS.items():
+            width, solid = split.get(part, 0) / size, kind == "measured"
+            fill, edge = (colour, "white") if solid else ("white", colour)
+            ax.barh(place, width, 0.75, left, color=fill, edgecolor=edge, hatch=hatch, linewidth=0.5 if solid else 1.8)
+            left += width
+        ax.text(left, place, f" {left:.{2 if unit == 'GiB' else 1}f}", va="center", fontsize=10)
+        places.append(place)
+        place += 1
+    ax.set_yticks(places, [f"{name}, {kind}" for name, kind, _ in rows])
+    ax.set_ylim(place - 0.5 + legend, -0.9)
+    ax.set_xlim(0, 1.14 * max(*totals, (capacity or 0) * GIB) / size)
+    _capacity(ax.axvline, capacity, size)
+    _parts_legend(ax, used)
+    kinds = {kind for _, kind, _ in rows}
+    how = " (hollow: predicted, solid: measured)" if len(kinds) == 2 else ""
+    return _finish(ax, title, f"peak memory ({unit}){how}" + (f"\n{source}" if source else ""), None, grid="x")
+
+
+def timeline(points, ax=None, *, title=None, predicted=None, capacity=None, source=None):
+    """The highest bytes of each forward pass, backward pass and optimizer step, over the steps.
+
+    `points` is a list of dicts of step, phase and bytes, as `measured.timeline`; `predicted` another one, drawn hollow.
+    `capacity` is the device in GiB, a dashed line.
+
+    >>> points = [{"step": 1, "phase": phase, "bytes": 2**30} for phase in ("forward", "backward", "step")]
+    >>> ax = timeline(points)
+    >>> len(ax.patches), ax.get_ylabel()
+    (3, 'memory (GiB)')
+
+    Taught in notebooks/03_full_fine_tuning.ipynb, "Round 2: predicted against measured".
+    """
+    if not points:
+        raise ValueError("no points to draw. Pass the timeline of a measurement or a prediction.")
+    ax, every = _axes(ax), [*points, *(predicted or ())]
+    unit, size = _unit(max(point["bytes"] for point in every))
+    for left, width, point in _places(points):
+        ax.bar(left, point["bytes"] / size, width, align="edge", color=COLOURS[PHASES[point["phase"]]], linewidth=0)
+    for left, width, point in _places(predicted or ()):
+        edge = COLOURS["validation"]
+        ax.bar(left, point["bytes"] / size, width, align="edge", facecolor="none", edgecolor=edge, linewidth=1.2)
+    ax.set_ylim(0, 1.25 * max(*(point["bytes"] for point in every), (capacity or 0) * GIB) / size)
+    _capacity(ax.axhline, capacity, size)
+    phases = dict.fromkeys(point["phase"] for point in points)
+    handles = [_patch(COLOURS[PHASES[phase]], phase) for phase in phases]
+    ax.legend(handles=handles, fontsize=9, ncols=4, loc="upper left", edgecolor="none", framealpha=0.85)
+    how = " (outlined: predicted)" if predicted else ""
+    steps = sorted({point["step"] for point in points})
+    if len(steps) <= 12:
+        ax.set_xticks([step - 0.5 for step in steps], steps)
+    return _finish(ax, title, "optimizer step" + (f"\n{source}" if source else ""), f"memory ({unit}){how}", grid="y")
+
+
+def sweep(predicted, ax=None, *, title=None, x="batch", measured=None, capacity=None):
+    """Peak memory over the batch or the length: predictions as a line with hollow points, measurements as solid ones.
+
+    `predicted` and `measured` are dicts of x and bytes, or dicts of such dicts by name. `capacity` is in GiB.
+
+    >>> ax = sweep({1: 2**30, 2: 2**30 * 3 // 2}, capacity=16)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('batch (rows)', 'peak memory (GiB)')
+
+    Taught in notebooks/03_full_fine_tuning.ipynb, "What would fit where".
+    """
+    predicted, measured = (_by_name(values) for values in (predicted, measured or {}))
+    every = [size for values in (*predicted.values(), *measured.values()) for size in values.values()]
+    if not every:
+        raise ValueError("no values to draw. Pass {1: bytes, 2: bytes, 4: bytes}.")
+    ax, names = _axes(ax), list(dict.fromkeys([*predicted, *measured]))
+    unit, size = _unit(max(every))
+    for i, name in enumerate(names):
+        colour = CLASSES[i % len(CLASSES)]
+        for values, style, fill in ((predicted.get(name), "-o", "white"), (measured.get(name), "o", colour)):
+            if values:
+                line = dict(color=colour, markerfacecolor=fill, markersize=7, linewidth=1.5)
+                label = name if name and (style == "-o" or name not in predicted) else None
+                ax.plot(sorted(values), [values[at] / size for at in sorted(values)], style, label=label, **line)
+    ax.set_ylim(0, 1.1 * max(*every, (capacity or 0) * GIB) / size)
+    ax.set_xlim(left=0)
+    _capacity(ax.axhline, capacity, size)
+    if names != [""]:
+        _legend(ax)
+    how = " (hollow: predicted, solid: measured)" if measured else ""
+    xlabel = {"batch": "batch (rows)", "length": "length (tokens)"}.get(x, x)
+    return _finish(ax, title, xlabel + how, f"peak memory ({unit})", grid="both")
+
+
 # ---- What the charts share ------------------------------------------------------------------------------
+
+GIB = 2**30
+PARTS = {  # of memory, in this order: colour and hatch; what belongs to another part has its colour, hatched
+    "weights": (COLOURS["weights"], None),
+    "quantisation constants": (COLOURS["weights"], "////"),
+    "gradients": (COLOURS["gradients"], None),
+    "optimizer": (COLOURS["optimizer"], None),
+    "activations": (COLOURS["activations"], None),
+    "recomputed activations": (COLOURS["activations"], "////"),
+    "temporaries": (COLOURS["temporaries"], None),
+}
+PHASES = {"forward": "activations", "backward": "gradients", "step": "optimizer", "evaluation": "test"}
+
+
+def _unit(largest):
+    return ("GiB", GIB) if largest >= GIB else ("MiB", 2**20)
+
+
+def _capacity(draw, capacity, size):
+    if capacity is not None:
+        draw(capacity * GIB / size, linestyle="--", color=COLOURS["limit"], linewidth=1.4)
+        ax = draw.__self__
+        at = dict(transform=ax.get_yaxis_transform(), va="bottom", ha="right", x=0.99, y=capacity * GIB / size)
+        if draw.__name__ == "axvline":
+            at = dict(transform=ax.get_xaxis_transform(), va="top", ha="right", x=capacity * GIB / size, y=0.99)
+        ax.text(s=f" device: {capacity:g} GiB ", fontsize=9, color=COLOURS["limit"], **at)
+
+
+def _patch(colour, label, hatch=None):
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=colour, edgecolor="white", hatch=hatch, label=label)
+
+
+def _parts_legend(ax, parts):
+    handles = [_patch(PARTS[part][0], part, PARTS[part][1]) for part in parts]
+    ax.legend(handles=handles, fontsize=9, ncols=2, loc="lower left", edgecolor="none")
+
+
+def _places(points):
+    """(left, width, point): the points of a step share the space between it and the step before."""
+    counts, seen = {}, {}
+    for point in points:
+        counts[point["step"]] = counts.get(point["step"], 0) + 1
+    for point in points:
+        step, i = point["step"], seen.get(point["step"], 0)
+        seen[step] = i + 1
+        yield step - 1 + i / counts[step], 1 / counts[step], point
+
+
+def _by_name(values):
+    return values if any(isinstance(value, dict) for value in values.values()) else {"": values} if values else {}
 
 
 def _axes(ax, size=(WIDTH, HEIGHT)):

@@ -657,7 +657,10 @@ def write_csv(path, header, rows, encoding="utf-8"):
         csv.writer(file).writerows([header, *rows])
 
 
-TAKE_HOME = {"01_classification": [messages, long_reviews, exported_table]}  # notebook: the files its cell must take
+TAKE_HOME = {  # notebook: the files its cell must take
+    "01_classification": [messages, long_reviews, exported_table],
+    "03_full_fine_tuning": [messages, exported_table],
+}
 CASES = [(path, write) for path in LESSONS for write in TAKE_HOME.get(path.stem, [])]
 
 

@@ -11,7 +11,7 @@ from helpers import env, record
 from notebooks import NOTEBOOKS, tagged
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
-SWEEPS = {"01_classification": "rate-"}
+SWEEPS = {"01_classification": "rate-", "03_full_fine_tuning": "lever-"}
 TOLERANCE = 0.04  # another processor rounds differently: a few of 600 rows may fall to the other side
 
 

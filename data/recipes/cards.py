@@ -20,6 +20,7 @@ CARDS = ["README.md", "data/README.md", *(f"data/models/tiny-{kind}/README.md" f
 NOTEBOOKS = {
     "00_start_here": ("What does fine-tuning change, and how would you know?", 10),
     "01_classification": ("How does a pre-trained encoder become a classifier, and is it any good?", 45),
+    "03_full_fine_tuning": ("What does it cost to change every weight?", 60),
 }
 FILES = {  # ending, the columns to read, and what is to be found
     "reviews": ("csv", ["text"], "label"),

@@ -1,0 +1,429 @@
+"""Predictions against the allocator of a real run and against sums by hand; measurements against both; error texts."""
+
+import contextlib
+import importlib
+import json
+import warnings
+
+import memory_grid as grid
+import peft
+import psutil
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    RobertaConfig,
+    T5Config,
+    Trainer,
+    TrainingArguments,
+)
+
+from helpers import memory
+
+TINY = dict(vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+BERT = BertConfig(**TINY)
+LLAMA = LlamaConfig(**TINY, num_key_value_heads=2)
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+LORA = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+SMALL = dict(batch=2, length=32)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# ---- The private surface: these fail first when a new torch, transformers or bitsandbytes changes it ----------------
+
+
+def test_canary_the_inside_of_the_libraries_is_where_it_was():
+    inside = memory._inside()
+    assert inside.current_graph_task_id() == -1  # not in a backward pass
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: seen.append(inside.current_graph_task_id()))
+    x.sum().backward()
+    assert seen[0] >= 0
+    with inside.FakeTensorMode(allow_non_fake_inputs=True):
+        fake = torch.empty(10**12)
+        assert fake.untyped_storage().nbytes() == 4 * 10**12
+        assert isinstance(fake.untyped_storage()._cdata, int)
+    assert inside.QuantState is not None
+    assert inside.gemm_4bit is torch.ops.bitsandbytes.gemm_4bit.default
+    assert inside.find_packed_sequence_indices(torch.arange(4)[None]) is None
+    assert inside.ignore_causal_mask_sdpa(None, 4, 4, 0, 0)
+    assert importlib.import_module("torch.optim.adam")._get_value(torch.tensor(3.0)) == 3
+
+
+def test_canary_storages_say_when_they_are_freed():
+    ledger = memory._Ledger(1, "cpu")
+    tensor = torch.ones(1000)
+    view = tensor[10:]
+    ledger.add(tensor, "activations")
+    ledger.add(view, "activations")
+    assert ledger.bytes == 4000
+    del tensor
+    assert ledger.bytes == 4000
+    del view
+    assert ledger.bytes == 0
+    assert ledger.peak == 4000
+
+
+def test_operators_are_put_back():
+    before = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention, torch.Tensor.nonzero
+    with contextlib.suppress(KeyError), memory._operators("cuda", torch.bfloat16, True):
+        assert torch.nn.functional.dropout is not before[0]
+        raise KeyError
+    after = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention, torch.Tensor.nonzero
+    assert after == before
+    assert torch.tensor([0, 3]).nonzero().tolist() == [[1]]
+
+
+# ---- Predictions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "shape"),
+    [
+        ("bert", "full", {}),
+        ("deberta", "ia3", {}),
+        ("bart", "full", {}),
+        ("t5", "prefix", {}),
+        ("llama", "lora", dict(checkpointing=True, batch=8)),
+        ("gpt2", "qlora", dict(accumulation=2)),
+        ("modernbert", "lora", dict(padding=False)),
+    ],
+)
+def test_prediction_is_what_the_allocator_gave_out(family, method, shape):
+    row = grid.compared(dict(family=family, method=method) | grid.USUAL | shape)
+    assert abs(row["error_percent"]) <= 0.5, row
+
+
+def test_the_committed_grid_is_within_its_bounds_and_complete():
+    found = json.loads(grid.OUTPUT.read_text())
+    errors = sorted(abs(row["error_percent"]) for row in found["curve"])
+    assert len(errors) >= 60
+    assert found["metrics"] == dict(
+        cases=len(errors), median_percent=found["metrics"]["median_percent"], largest_percent=errors[-1]
+    )
+    assert found["metrics"]["median_percent"] <= 0.1
+    assert errors[-1] <= 0.5
+    assert {(row["family"], row["method"]) for row in found["curve"]} == {
+        (c["family"], c["method"]) for c in grid.grid()
+    }
+
+
+def test_weights_gradients_and_optimizer_are_the_sum_by_hand():
+    predicted = memory.predict(BERT, **SMALL, device="cpu")
+    parameters = grid.transformers.BertForSequenceClassification(BERT).num_parameters()
+    assert predicted.trainable == predicted.total == parameters
+    buffers = 512 * 8 * 2  # position ids and token type ids
+    assert predicted.split["weights"] == 4 * parameters + buffers
+    steps = len(list(grid.transformers.BertForSequenceClassification(BERT).parameters()))
+    assert predicted.split["optimizer"] == 8 * parameters + 4 * steps
+    assert sum(predicted.split.values()) == predicted.peak == max(predicted.phases.values())
+    assert [point["phase"] for point in predicted.timeline] == ["forward", "backward", "step"] * 2
+
+
+@pytest.mark.parametrize(("optim", "bytes_each"), [("sgd", 0), ("adamw_torch", 8), ("adamw_torch_fused", 8)])
+def test_optimizer_state_per_parameter(optim, bytes_each):
+    predicted = memory.predict(BERT, **SMALL, optim=optim, device="cpu")
+    assert predicted.split["optimizer"] == pytest.approx(bytes_each * predicted.trainable, rel=0.01)
+
+
+def test_smaller_optimizers_are_smaller():
+    names = ("adamw_torch_fused", "adamw_8bit", "adafactor", "sgd")
+    sizes = [memory.predict(BERT, **SMALL, optim=optim, device="cpu").split["optimizer"] for optim in names]
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == 0
+
+
+def test_levers_move_the_parts_that_they_should():
+    usual = memory.predict(LLAMA, batch=8, length=128)
+    assert memory.predict(LLAMA, batch=8, length=128, activation_checkpointing=True).peak < usual.peak
+    half = memory.predict(LLAMA, batch=8, length=128, dtype=torch.bfloat16)
+    assert half.split["weights"] == pytest.approx(usual.split["weights"] / 2, rel=0.01)
+    mixed = memory.predict(LLAMA, batch=8, length=128, autocast="bfloat16")
+    assert mixed.split["weights"] == usual.split["weights"]
+    assert mixed.split["activations"] < usual.split["activations"]
+    assert memory.predict(LLAMA, batch=4, length=128, gradient_accumulation_steps=2).peak < usual.peak
+
+
+def test_four_bit_weights_and_their_constants_by_hand():
+    predicted = memory.predict(LLAMA, **SMALL, peft=LORA, quantization_config=NF4, device="cpu")
+    linear = 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    blocks = linear // 64
+    rest = 2 * 500 * 64 + 5 * 64
+    lora = predicted.trainable
+    assert predicted.total == linear + rest + lora
+    rotary = 2 * 16 * 4  # the frequencies, and the original ones
+    assert predicted.split["weights"] == linear // 2 + 4 * (rest + lora) + rotary
+    layers = 14  # each has a code of 16 numbers, one of 256, an offset, and one constant for 256 blocks
+    assert predicted.split["quantisation constants"] == blocks + layers * (16 + 256 + 1 + 1) * 4
+
+
+def test_the_task_is_read_named_or_usual():
+    def task(config, **more):
+        return memory.predict(config, **SMALL, **more, device="cpu").assumes[0].split()[1].rstrip(",")
+
+    assert task(BERT) == "SEQ_CLS"
+    assert task(BertConfig(**TINY, architectures=["BertForMaskedLM"])) == "MASKED_LM"
+    assert task(BertConfig(**TINY, architectures=["BertModel"])) == "SEQ_CLS"
+    assert task(BERT, task="QUESTION_ANS") == "QUESTION_ANS"
+    assert task(LLAMA, peft=peft.LoraConfig(task_type="SEQ_CLS")) == "SEQ_CLS"
+    assert task(T5Config(vocab_size=500, d_model=64, d_kv=32, d_ff=64, num_layers=1, num_heads=2)) == "SEQ_2_SEQ_LM"
+
+
+def test_a_prediction_of_notebook_03_is_what_its_record_says():
+    path = grid.OUTPUT.parents[1] / "03_full_fine_tuning" / "fit-110M-pure-bf16-checkpointing.json"
+    found = json.loads(path.read_text())
+    shape = dict(batch=found["settings"]["batch"], length=found["settings"]["length"])
+    predicted = memory.predict(BertConfig(), **shape, dtype="bfloat16", activation_checkpointing=True)
+    assert predicted.peak_gib == pytest.approx(found["metrics"]["peak_gib"], rel=1e-6)
+
+
+def test_the_configuration_and_the_adapter_are_left_as_they_were():
+    adapter = peft.LoraConfig()
+    before = LLAMA.to_dict(), adapter.to_dict()
+    memory.predict(LLAMA, **SMALL, peft=adapter)
+    assert (LLAMA.to_dict(), adapter.to_dict()) == before
+
+
+def test_a_folder_is_as_good_as_its_configuration(tmp_path):
+    BERT.save_pretrained(tmp_path)
+    assert memory.predict(tmp_path, **SMALL).peak == memory.predict(BERT, **SMALL).peak
+
+
+def test_a_prediction_takes_little_memory_and_leaves_nothing():
+    before = psutil.Process().memory_info().rss
+    predicted = memory.predict(BertConfig(), batch=32, length=512)
+    assert predicted.peak > 8 * 2**30
+    assert psutil.Process().memory_info().rss - before < 500 * 2**20
+
+
+# ---- Measurements ---------------------------------------------------------------------------------------------------
+
+
+def model_and_batch():
+    torch.manual_seed(0)
+    case = dict(family="llama", method="lora") | grid.USUAL
+    return grid.real_model(case), grid.real_batch(case), case
+
+
+def test_measurement_agrees_with_the_prediction_part_by_part():
+    model, batch, case = model_and_batch()
+    with memory.measure(model) as measured:
+        grid.train(model, batch, fused=True)
+    predicted = grid.predicted(case)
+    assert measured.peak == pytest.approx(predicted.peak, rel=0.002)
+    assert measured.phase == predicted.phase
+    assert (measured.trainable, measured.total) == (predicted.trainable, predicted.total)
+    for part in ("weights", "optimizer"):
+        assert measured.split[part] == predicted.split[part]
+    assert measured.split["activations"] == pytest.approx(predicted.split["activations"], rel=0.01)
+    assert [point["phase"] for point in measured.timeline] == ["forward", "backward", "step"] * 3
+    assert {point["step"] for point in measured.timeline} == {1, 2, 3}
+    assert measured.source == "measured on cpu: live tensors"
+
+
+def test_measuring_changes_no_result():
+    losses = []
+    for measuring in (False, True):
+        model, batch, _ = model_and_batch()
+        with memory.measure(model) if measuring else contextlib.nullcontext():
+            grid.train(model, batch)
+        losses.append(model(**batch).loss.item())
+    assert losses[0] == losses[1]
+
+
+def test_callback_measures_a_trainer_and_counts_evaluation_apart(tmp_path):
+    model, _, _ = model_and_batch()
+    rows = [{"input_ids": list(range(5, 37)), "labels": list(range(5, 37))} for _ in range(8)]
+    measured = memory.measure()
+    assert repr(measured) == "nothing measured yet"
+    with pytest.raises(AttributeError, match="no peak yet"):
+        _ = measured.peak
+    arguments = TrainingArguments(
+        tmp_path, per_device_train_batch_size=4, max_steps=2, eval_strategy="steps", eval_steps=1, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[measured]).train()
+    assert set(measured.phases) == {"forward", "backward", "step", "evaluation"}
+    assert measured.peak == sum(measured.split.values()) == max(measured.phases.values())
+    assert measured.split["optimizer"] >= 8 * measured.trainable
+    after = measured.peak
+    torch.zeros(10**7)
+    assert measured.peak == after
+
+
+def test_the_trainer_keeps_the_state_of_embeddings_in_32_bits(tmp_path):
+    rows = [{"input_ids": list(range(5, 37)), "labels": 0} for _ in range(4)]
+    measured = memory.measure()
+    arguments = TrainingArguments(
+        tmp_path, optim="adamw_8bit", per_device_train_batch_size=2, max_steps=2, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    model = grid.transformers.BertForSequenceClassification(BERT)
+    Trainer(model, arguments, train_dataset=rows, callbacks=[measured]).train()
+    predicted = memory.predict(BERT, **SMALL, optim="adamw_8bit", device="cpu")
+    assert predicted.split["optimizer"] == measured.split["optimizer"]
+    embeddings = (500 + 512 + 2) * 64
+    assert predicted.split["optimizer"] > 8 * embeddings
+
+
+def test_measurement_ends_with_an_error_in_the_block():
+    model, batch, _ = model_and_batch()
+    measured = memory.measure(model)
+
+    def broken():
+        with measured:
+            model(**batch)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    peak = measured.peak
+    model(**batch)
+    assert measured.peak == peak > 0
+    assert not model._forward_hooks
+    with pytest.raises(ValueError, match=r"measure\(\) needs the model here"), memory.measure():
+        pass
+
+
+def test_allocator_keeps_the_peak_of_each_phase(monkeypatch):
+    peaks = iter([10, 40, 5, 30, 7])
+
+    class Cuda:  # stands for torch.cuda where there is none
+        resets = 0
+
+        def synchronize(self, device): ...
+
+        def reset_peak_memory_stats(self, device):
+            self.resets += 1
+
+        def memory_stats(self, device):
+            peak = next(peaks)
+            return {f"{kind}_bytes.all.peak": peak for kind in ("allocated", "requested", "reserved")}
+
+    cuda = Cuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    ledger = memory._Ledger(512, "cuda")
+    ledger.peak, ledger.split = 38, {"weights": 30, "activations": 8}
+    allocator = memory._Allocator("cuda", ledger)
+    for phase in ("backward", "step"):
+        allocator.enter(phase)
+    allocator.step = 2
+    allocator.enter("forward")
+    allocator.enter("forward")  # the next forward pass had begun after the step
+    assert len(allocator.timeline) == 4
+    allocator.close()
+    assert allocator.phases == {"forward": 10, "backward": 40, "step": 5}
+    assert (allocator.peak, allocator.phase, allocator.reserved) == (40, "backward", 40)
+    assert allocator.split["temporaries"] == 2
+    assert sum(allocator.split.values()) == allocator.peak
+    assert cuda.resets == 6
+
+
+# ---- Fits -----------------------------------------------------------------------------------------------------------
+
+
+def gib(predicted, share):
+    return predicted.peak_gib * share + memory.OUTSIDE_GIB
+
+
+def test_fits_says_yes_tight_or_no():
+    predicted = memory.predict(BERT, **SMALL)
+    assert memory.fits(predicted, 8).answer == "yes"
+    answers = [memory._verdict(predicted, gib(predicted, share))[0] for share in (0.99, 1.01, 1.09)]
+    assert answers == ["no", "tight", "yes"]
+    fit = memory.fits(predicted, 8)
+    assert fit.margin_gib == pytest.approx(8 - predicted.peak_gib - memory.OUTSIDE_GIB)
+    assert repr(fit).startswith("yes: peak 0.0 GiB (")
+
+
+def test_fits_finds_the_smallest_change_by_predicting():
+    usual = memory.predict(LLAMA, batch=8, length=128)
+    halved = memory.predict(LLAMA, batch=4, length=128, gradient_accumulation_steps=2)
+    fit = memory.fits(usual, gib(halved, 1.09))
+    assert fit.answer == "no"
+    assert fit.change == {"batch": 4, "gradient_accumulation_steps": 2}
+    assert fit.changed.peak == halved.peak
+    assert "With batch=4, gradient_accumulation_steps=2 it fits" in repr(fit)
+
+    one = memory.predict(LLAMA, batch=1, length=128)
+    less = memory.predict(LLAMA, batch=1, length=128, activation_checkpointing=True)
+    assert less.peak < one.peak
+    assert memory.fits(one, gib(less, 1.09)).change == {"activation_checkpointing": True}
+
+
+def test_fits_goes_on_to_lora_and_says_when_nothing_helps():
+    one = memory.predict(LLAMA, batch=1, length=64, activation_checkpointing=True)
+    lora = memory.predict(LLAMA, batch=1, length=64, activation_checkpointing=True, peft=LORA)
+    change = memory.fits(one, gib(lora, 1.09)).change
+    assert list(change) == ["peft"]
+    assert change["peft"].target_modules == "all-linear"
+    fit = memory.fits(one, 0.1)
+    assert fit.change is None
+    assert fit.margin_gib < 0
+    assert "No change that was tried makes it fit" in repr(fit)
+    assert any("quantization_config" in row["change"] for row in fit.tried)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [(0, "0 GiB is no size"), (-3, "no size"), ("tpu9", "neither GiB"), ("mps", "pass its GiB")]
+)
+def test_fits_refuses(device, message):
+    with pytest.raises(ValueError, match=message):
+        memory.fits(memory.Prediction(1, {"weights": 1}, "step"), device)
+
+
+# ---- Errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(model="no-such-folder"), 'no configuration for "no-such-folder"'),
+        (dict(model=torch.nn.Linear(1, 1)), "model is Linear; pass a transformers configuration"),
+        (dict(batch=0), "batch is 0; pass a whole number of at least 1"),
+        (dict(length=-4), "length is -4; pass a whole number"),
+        (dict(batch=2.0), "batch is 2.0; pass a whole number"),
+        (dict(gradient_accumulation_steps=True), "gradient_accumulation_steps is True"),
+        (dict(length=513), "length 513 is over the 512 positions of BertConfig. Pass at most length=512"),
+        (dict(optim="adamw_torch_fusd"), "closest: adamw_torch_fused"),
+        (dict(dtype="float31"), '"float31" is none of torch'),
+        (dict(dtype=torch.int8), "none of torch's for weights"),
+        (dict(device="mps"), 'predictions are for "cuda" or "cpu"'),
+        (dict(task="CAUSAL"), 'task "CAUSAL": transformers has BertConfig models for SEQ_CLS'),
+        (dict(task="SEQ_2_SEQ_LM"), "models for SEQ_CLS, TOKEN_CLS"),
+        (dict(quantization_config=NF4), "4-bit weights cannot be trained: pass peft=LoraConfig"),
+        (
+            dict(quantization_config=NF4, peft=peft.LoraConfig(task_type="SEQ_CLS")),
+            "llm_int8_skip_modules=.'classifier'",
+        ),
+        (dict(quantization_config=BitsAndBytesConfig(load_in_8bit=True), peft=LORA, model=LLAMA), "load_in_4bit=True"),
+        (
+            dict(peft=peft.LoraConfig(target_modules=["quary"])),
+            "no layer named quary .closest: query.*classifier, dense",
+        ),
+        (dict(peft=peft.PrefixTuningConfig(num_virtual_tokens=4)), "needs its task: pass task_type"),
+        (
+            dict(model=LLAMA, length=2040, peft=peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=9)),
+            "length 2040 with 9 virtual tokens before them is over the 2048 positions",
+        ),
+        (dict(model=RobertaConfig(**TINY, max_position_embeddings=514), length=513), "over the 512 positions"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        memory.predict(**dict(model=BERT, **SMALL) | arguments)
+
+
+def test_nothing_to_quantise_is_said():
+    names = ["query", "key", "value", "dense", "classifier"]
+    skip_all = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=names)
+    with pytest.raises(ValueError, match="BertForSequenceClassification has nothing to quantise"):
+        memory.predict(BERT, **SMALL, peft=peft.LoraConfig(), quantization_config=skip_all)
