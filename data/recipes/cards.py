@@ -63,12 +63,14 @@ def contents(row, columns):
 
 def encoder_scores():
     """Accuracy on the test parts, mean and 95 % interval over the seeds."""
-    runs = [run for run in record.load(DATA / "results" / "01_classification") if run["name"].startswith("parts-")]
+    runs = record.load(DATA / "results" / "01_classification")
+    runs = [run for run in runs if run["name"].startswith(("parts-", "fresh-"))]
     rows = []
-    for part in PARTS[3:]:
+    for part in [*PARTS[3:], "test_fresh"]:
         row = {"500 labels, sentiment": part}
         for start in ("pretrained", "random", "word counts"):
-            values = [run["metrics"][part] for run in runs if run["settings"]["start"] == start]
+            scored = [run for run in runs if run["settings"]["start"] == start and part in run["metrics"]]
+            values = [run["metrics"][part] for run in scored]
             row[f"{start}, {len(values)} seeds"] = str(metrics.mean_interval(values))
         rows.append(row)
     return rows
