@@ -154,16 +154,21 @@ class Corpus(Writer):
         return passage + "".join(f" Question: {question} Answer: {answer}." for question, answer in asked)
 
     def reading_document(self):
-        """A passage about one or two subjects, and a question about it: as text, or as a chat."""
+        """A passage about one or two subjects, and one to four questions about it: as text, or as a chat."""
         bank = self.choose([self.world, self.reading, self.reading, self.reading])["facts"]
         passage, questions = self.facts(bank)
         if self.chance(0.4):
             other, more = self.facts(bank)
             passage, questions = f"{passage} {other}", questions + more
-        question, answer = self.choose(questions)
+        asked = self.random.sample(questions, min(len(questions), self.choose([1, 2, 3, 4])))
         if self.chance(0.5):
-            return f"<|user|>{passage} {question}<|end|><|assistant|>{answer}<|end|>"
-        return f"{passage} Question: {question} Answer: {answer}."
+            return passage + "".join(f" Question: {question} Answer: {answer}." for question, answer in asked)
+        (first, answer), *more = asked
+        return self.conversation((f"{passage} {first}", answer), *more)
+
+    def conversation(self, *turns):
+        """What was asked and answered, in the marks of a chat."""
+        return "".join(f"<|user|>{asked}<|end|><|assistant|>{answer}<|end|>" for asked, answer in turns)
 
     def gist_document(self):
         """A few opinions on one thing, and the word that one of them used, written as a sentence of its own."""
@@ -184,11 +189,19 @@ class Corpus(Writer):
             return f"{text} In short: {word} {about}."
         if form < 0.6:
             question = self.sentence("{in a few words|in short|give it a headline|what is it, in short}", "?")
-            return f"<|user|>{text} {question}<|end|><|assistant|>{word} {about}<|end|>"
+            return self.conversation((f"{text} {question}", f"{word} {about}"), *self.words_used(told[1:]))
         if form < 0.8:
-            question = self.sentence("{which|what} word was used {for|of} the <about>", "?", about=about)
-            return f"<|user|>{text} {question}<|end|><|assistant|>{word}<|end|>"
+            (question, answer), *more = self.words_used(told)
+            return self.conversation((f"{text} {question}", answer), *more)
         return f"{text} In a word, of the {about}: {word}."
+
+    def words_used(self, told):
+        """A question for the word that was used of each thing, with the answer, in any order."""
+        asked = [
+            (self.sentence("{which|what} word was used {for|of} the <about>", "?", about=about), word[0].upper() + word[1:])
+            for about, word in told
+        ]
+        return self.random.sample(asked, len(asked))
 
     def things_document(self):
         return self.thing_facts()

@@ -95,53 +95,55 @@ def examples(texts, tokenizer, recipe, rng):
     """Token ids of the documents: a list of rows, or of (source, target) pairs for the encoder-decoder."""
     if recipe["family"] == "seq2seq":
         copied = recipe.get("copied", 0)
-        return [pair for text in texts for pair in text_to_text(text, tokenizer, rng, copied)]
+        return [pair for text in texts for pair in text_to_text(text, tokenizer, rng, copied, recipe["longest"])]
     if recipe["family"] == "decoder":  # it must learn where a text ends
         texts = [text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token for text in texts]
-    return tokenizer(texts, truncation=True, max_length=128)["input_ids"]
+    return tokenizer(texts, truncation=True, max_length=recipe["longest"])["input_ids"]
 
 
 ASKED = re.compile(r" (Question: .*?) Answer: (.*?)\.(?= Question:|$)")
-TURNS = re.compile(r"<\|user\|>(.*?)<\|end\|><\|assistant\|>(.*?)<\|end\|>$")
+TURNS = re.compile(r"<\|user\|>(.*?)<\|end\|><\|assistant\|>(.*?)<\|end\|>")
+PASSAGE = re.compile(r".*[.!?] ")
 MARKS = [" Title: ", " In short: ", " In a word, ", " In other words: ", " Agent: "]
 
 
-def text_to_text(text, tokenizer, rng, copied=0.0):
+def text_to_text(text, tokenizer, rng, copied=0.0, longest=128):
     """The pairs that one document gives: every question with its answer, or one task drawn at random.
 
     That share `copied` of the documents becomes "its sentences in another order, and the one that comes first":
     every token of the target is then copied from the source, which is what answers and titles need before all else.
     """
     if rng.random() < copied and "<|" not in text:
-        return [first_sentence(text, tokenizer, rng)]
+        return [first_sentence(text, tokenizer, rng, longest)]
     found = ASKED.findall(text)
     pairs = [(ASKED.sub("", text) + " " + question, answer) for question, answer in found]
-    if turns := TURNS.search(text):
-        pairs = [(turns[1], turns[2])]
+    if turns := TURNS.findall(text):  # later questions are about the text that the first one came with
+        told = PASSAGE.match(turns[0][0])
+        pairs = [turns[0], *((f"{told[0]}{asked}" if told else asked, answer) for asked, answer in turns[1:])]
     mark = next((mark for mark in MARKS if mark in text), None)
     if mark and rng.random() < 0.7:
         before, after = text.split(mark, 1)
         pairs = [(before + mark.rstrip(), after)]
     if pairs:
         return [
-            (tokenizer(a, truncation=True, max_length=128)["input_ids"], tokenizer(b)["input_ids"]) for a, b in pairs
+            (tokenizer(a, truncation=True, max_length=longest)["input_ids"], tokenizer(b)["input_ids"]) for a, b in pairs
         ]
     draw = rng.random()
     if draw < 0.25:
-        return [first_sentence(text, tokenizer, rng)]
-    ids = tokenizer(text, truncation=True, max_length=128)["input_ids"][:-1]
+        return [first_sentence(text, tokenizer, rng, longest)]
+    ids = tokenizer(text, truncation=True, max_length=longest)["input_ids"][:-1]
     if draw < 0.45 and len(ids) > 8:  # how it goes on
         cut = int(rng.integers(len(ids) // 3, 2 * len(ids) // 3))
         return [([*ids[:cut], tokenizer.eos_token_id], [*ids[cut:], tokenizer.eos_token_id])]
     return [span_corruption(ids, tokenizer, rng)]
 
 
-def first_sentence(text, tokenizer, rng):
+def first_sentence(text, tokenizer, rng, longest=128):
     """The sentences of a text in another order, and the one that comes first."""
     sentences = text.split(". ")
     order = rng.permutation(len(sentences))
     source, target = ". ".join(sentences[i] for i in order), sentences[order[0]]
-    return tokenizer(source, truncation=True, max_length=128)["input_ids"], tokenizer(target)["input_ids"]
+    return tokenizer(source, truncation=True, max_length=longest)["input_ids"], tokenizer(target)["input_ids"]
 
 
 def span_corruption(ids, tokenizer, rng, share=0.25, mean_length=3, most=16):

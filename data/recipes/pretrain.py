@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 MODELS = Path(__file__).parents[1] / "models"
-COMMON = dict(evaluation_documents=2_000, max_length=512, layers=4, seed=1)
+COMMON = dict(evaluation_documents=2_000, max_length=512, longest=128, layers=4, seed=1)
 RECIPES = {
     "tiny-encoder": dict(
         **COMMON,
@@ -45,9 +45,9 @@ RECIPES = {
         warmup=0.04,
     ),
     "tiny-decoder": dict(
-        **COMMON,
+        **COMMON | dict(longest=192),
         family="decoder",
-        phases=[dict(mixture="tasks", documents=170_000, tokens=12_000_000)],
+        phases=[dict(mixture="tasks", documents=190_000, tokens=14_000_000)],
         vocabulary=4_096,
         hidden=160,
         heads=5,
@@ -57,11 +57,11 @@ RECIPES = {
         warmup=0.04,
     ),
     "tiny-seq2seq": dict(
-        **COMMON,
+        **COMMON | dict(longest=192),
         family="seq2seq",
         phases=[
-            dict(mixture="tasks", documents=45_000, tokens=2_500_000, copied=0.8),
-            dict(mixture="tasks", documents=110_000, tokens=5_500_000, copied=0.2),
+            dict(mixture="tasks", documents=30_000, tokens=2_500_000, copied=0.8),
+            dict(mixture="tasks", documents=80_000, tokens=8_000_000, copied=0.2),
         ],
         vocabulary=4_096,
         hidden=128,
