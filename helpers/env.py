@@ -1,5 +1,7 @@
 """What this machine is, where models and outputs live, and quiet logs. `python -m helpers.env` prints the machine."""
 
+import logging
+import math
 import os
 import platform
 import warnings
@@ -91,9 +93,54 @@ def quiet():
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")  # says only that there is no GPU
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some processors it advises another package at import
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+
+
+def mend_four_bit():
+    """Makes the 4-bit layers of bitsandbytes compute right on this processor; returns what was wrong, as sentences.
+
+    Two faults of bitsandbytes 0.50 on x86 processors with AVX-512, both silent for many models. Its product takes the
+    wrong scales for a layer whose width the block size (64) does not divide. And in evaluation it packs the weights
+    anew and computes in bf16, whatever `bnb_4bit_compute_dtype` says, after which training gets wrong gradients. Call
+    it before a model is loaded. Where nothing is wrong (a GPU, another processor, a later version) it changes nothing.
+
+    >>> first, second = mend_four_bit(), mend_four_bit()
+    >>> second
+    []
+
+    Taught in notebooks/05_qlora.ipynb, "Round 1: four bits, by hand".
+    """
+    import torch
+    from bitsandbytes import functional
+    from bitsandbytes.nn import modules
+
+    found, operator = [], torch.ops.bitsandbytes.dequantize_4bit
+    weight = torch.tensor([1.0, 10.0, 100.0]).repeat_interleave(64)  # three blocks
+    four_bit, state = functional.quantize_4bit(weight, quant_type="nf4")
+    by_shape = [
+        operator.default(four_bit, state.absmax, 64, "nf4", shape, weight.dtype).flatten()
+        for shape in ([3, 64], [2, 96])
+    ]
+    if not torch.equal(*by_shape):
+        kernel = operator.default
+
+        def flat(a, absmax, blocksize, quant_type, shape, dtype):
+            """The same numbers as rows of one block each, or as one long row: for these the kernel is right."""
+            numbers = math.prod(shape)
+            if a.device.type != "cpu" or shape[-1] % blocksize == 0:
+                return kernel(a, absmax, blocksize, quant_type, shape, dtype)
+            rows = [numbers] if numbers % blocksize else [numbers // blocksize, blocksize]
+            return kernel(a, absmax, blocksize, quant_type, rows, dtype).reshape(shape)
+
+        operator.default = flat
+        found.append("4-bit layers of a width that 64 does not divide were computed with wrong scales")
+    if modules.has_avx512bf16():
+        modules.has_avx512bf16 = lambda: False
+        found.append("4-bit layers would compute in bf16 once they were evaluated, and then get wrong gradients")
+    return found
 
 
 def model_path(model):

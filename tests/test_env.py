@@ -140,3 +140,46 @@ def test_fresh_folder_never_reuses(tmp_path, monkeypatch):
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len(list((tmp_path / "b").iterdir())) == 100
+
+
+@pytest.fixture(scope="module")
+def mended():
+    return env.mend_four_bit()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(64, 64), (160, 160), (448, 160), (3, 96), (5, 30), (32, 80), (160, 448)])
+def test_mended_four_bit_layers_are_the_table_times_the_scale(mended, shape, kind):
+    import torch
+    from bitsandbytes import functional
+
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    four_bit, state = functional.quantize_4bit(weight, quant_type=kind)
+    codes = torch.stack([four_bit.flatten() >> 4, four_bit.flatten() & 15], dim=1).flatten()[: weight.numel()]
+    expected = state.code[codes.int()] * state.absmax.repeat_interleave(64)[: weight.numel()]
+    torch.testing.assert_close(functional.dequantize_4bit(four_bit, state).flatten(), expected)
+    product = torch.ops.bitsandbytes.gemm_4bit.default(torch.eye(shape[1]), four_bit, shape, state.absmax, 64, kind)
+    torch.testing.assert_close(product, expected.reshape(shape).T)
+
+
+def test_mended_four_bit_training_is_the_same_after_an_evaluation(mended):
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    def gradient():
+        inputs = torch.ones(2, 64, requires_grad=True)
+        layers.train()(inputs).pow(2).sum().backward()
+        return inputs.grad
+
+    torch.manual_seed(0)
+    options = dict(bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    layers = torch.nn.Sequential(Linear4bit(64, 160, **options), Linear4bit(160, 64, **options)).to("cpu")
+    before, trained = gradient(), layers.train()(torch.ones(2, 64))
+    with torch.no_grad():
+        evaluated = layers.eval()(torch.ones(2, 64))
+    assert torch.equal(evaluated, trained)
+    assert torch.equal(gradient(), before)
+
+
+def test_four_bit_is_mended_once(mended):
+    assert env.mend_four_bit() == []
