@@ -93,7 +93,7 @@ def quiet():
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")  # says only that there is no GPU
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some processors it advises another package at import
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some CPUs it asks for a kernel from the Hub
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
