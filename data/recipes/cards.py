@@ -101,7 +101,10 @@ def facts(name):
         {"": "file", "value": f"{file.stat().st_size / 1e6:.1f} MB, fp32"},
         {"": "layers, hidden size, heads", "value": f"{recipe['layers']}, {recipe['hidden']}, {recipe['heads']}"},
         {"": "vocabulary", "value": f"{recipe['vocabulary']:,}, {pieces}"},
-        {"": "longest input", "value": f"{recipe['max_length']} tokens (pre-trained on up to {recipe.get('longest', 128)})"},
+        {
+            "": "longest input",
+            "value": f"{recipe['max_length']} tokens (pre-trained on up to {recipe.get('longest', 128)})",
+        },
         {"": "documents", "value": " + ".join(f"{phase['documents']:,}" for phase in recipe["phases"])},
         {"": "tokens seen", "value": " + ".join(f"{phase['tokens']:,}" for phase in phases)},
         {"": "CPU time", "value": f"{sum(phase['cpu_s'] for phase in phases) / 60:.0f} minutes"},
