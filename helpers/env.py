@@ -93,6 +93,7 @@ def quiet():
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")  # says only that there is no GPU
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks by the old name
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some CPUs it asks for a kernel from the Hub
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,268 @@
+"""`helpers.adapters`: what an adapter would train, its errors before training, whether a saved one fits, its life."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import peft
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    T5Config,
+)
+
+from helpers import adapters, env
+
+SMALL = dict(vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+ENCODER = BertConfig(**SMALL, intermediate_size=64)
+DECODER = LlamaConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, pad_token_id=0)
+BOTH = T5Config(vocab_size=120, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0)
+TINY = env.model_path("tiny-encoder")
+FAMILIES = {  # family: configuration, the library's class, peft's task, targets
+    "encoder": (ENCODER, "AutoModelForSequenceClassification", "SEQ_CLS", ["query", "value"]),
+    "decoder": (DECODER, "AutoModelForCausalLM", "CAUSAL_LM", "all-linear"),
+    "encoder-decoder": (BOTH, "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", ["q", "v", "wi", "wo"]),
+    "tiny-encoder": (TINY, "AutoModelForSequenceClassification", "SEQ_CLS", ["Wqkv", "Wo", "Wi"]),
+}
+
+
+def lora(task="SEQ_CLS", **more):
+    return LoraConfig(task_type=task, **more)
+
+
+# ---- The plan -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_counts_what_peft_makes(family):
+    config, kind, task, targets = FAMILIES[family]
+    peft_config = lora(task, target_modules=targets, r=4)
+    planned = adapters.plan(config, peft_config)
+    config = config if not isinstance(config, str) else transformers.AutoConfig.from_pretrained(config)
+    model = get_peft_model(getattr(transformers, kind).from_config(config), peft_config)
+    assert (planned.trainable, planned.total) == model.get_nb_trainable_parameters()
+    assert sum(row["trained"] for row in planned.rows) == planned.trainable
+    assert all(row["layers"] and row["shape"] for row in planned.rows)
+
+
+@pytest.mark.parametrize(
+    ("config", "targets"),
+    [(RobertaConfig(), ["query", "value"]), (DistilBertConfig(), ["q_lin"]), (GPT2Config(), ["c_attn"])],
+)
+def test_layers_that_are_trained_whole_are_counted_apart(config, targets):
+    planned = adapters.plan(config, lora(target_modules=targets))
+    assert planned.whole == sum(row["trained"] for row in planned.rows if row["whole"]) > 0
+    assert planned.adapter == planned.trainable - planned.whole
+
+
+def test_the_well_known_count_of_roberta_is_not_what_peft_trains():
+    config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=3)
+    planned = adapters.plan(config, lora(target_modules=["query", "key", "value", "dense"], r=8))
+    assert (planned.trainable, planned.total) == (1_920_003, 126_567_942)
+    assert {row["layer"] for row in planned.rows if "dense" in row["layer"] and not row["whole"]} == {
+        "roberta.encoder.layer.*.attention.output.dense",
+        "roberta.encoder.layer.*.intermediate.dense",
+        "roberta.encoder.layer.*.output.dense",
+    }
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=10),
+        peft.IA3Config(task_type="SEQ_CLS", target_modules=["Wqkv", "mlp.Wo"], feedforward_modules=["mlp.Wo"]),
+        lora(target_modules=r".*layers\.0\..*Wqkv", use_dora=True),
+        lora(target_modules="all-linear"),
+    ],
+)
+def test_other_methods_are_planned_too(config):
+    planned = adapters.plan(TINY, config)
+    real = transformers.AutoModelForSequenceClassification.from_config(ModernBertConfig.from_pretrained(TINY))
+    assert (planned.trainable, planned.total) == get_peft_model(real, config).get_nb_trainable_parameters()
+
+
+def test_a_plan_shows_each_kind_of_layer_once_and_leaves_its_arguments_alone():
+    config = lora(target_modules=["query"])
+    before = config.to_dict()
+    shown = repr(adapters.plan(ENCODER, config)).splitlines()
+    assert shown[0].startswith("LoraConfig on BertForSequenceClassification: ")
+    assert len(shown) == 3
+    assert "bert.encoder.layer.*.attention.self.query    2 x 32x32" in shown[1]
+    assert shown[2].endswith("whole")
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "words"),
+    [
+        (ENCODER, lora(target_modules=["qury", "value"]), ["no layer named qury", "closest: query", "dense"]),
+        (ENCODER, lora(target_modules="nothing.*"), ["nothing", "all-linear"]),
+        (DECODER, lora("CAUSAL_LM", target_modules=["query"]), ["LlamaForCausalLM", "q_proj"]),
+        (ModernBertConfig(pad_token_id=0), lora(), ["no default layers for modernbert", "Wqkv"]),
+        (ENCODER, lora(target_modules=["query"], r=64), ["query: rank 64, smaller side 32", "Pass r=32"]),
+        (ENCODER, LoraConfig(target_modules=["query"]), ["task_type=None", "SEQ_CLS", "random"]),
+        ("no-such-folder", lora(), ["no-such-folder", "model.config"]),
+    ],
+)
+def test_what_cannot_go_well_is_an_error_before_training(model, config, words):
+    with pytest.raises(ValueError, match=words[0]) as error:
+        adapters.plan(model, config)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_a_rank_pattern_is_checked_too():
+    adapters.plan(ENCODER, lora(target_modules=["query"], r=32))
+    with pytest.raises(ValueError, match="rank 33"):
+        adapters.plan(ENCODER, lora(target_modules=["query"], r=8, rank_pattern={"query": 33}))
+
+
+# ---- Four bits ------------------------------------------------------------------------------------------------------
+
+
+def test_four_bit_works_here_and_says_so_where_it_does_not(monkeypatch):
+    import bitsandbytes
+
+    adapters.check_four_bit("cpu")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(bitsandbytes.nn.Linear4bit, "forward", broken)
+    with pytest.raises(ValueError, match='no 4-bit kernel that works on "cpu": no kernel image'):
+        adapters.check_four_bit("cpu")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match="not installed"):
+        adapters.check_four_bit("cpu")
+
+
+# ---- A saved adapter ------------------------------------------------------------------------------------------------
+
+
+def base(family, **changes):
+    """A model of a family with the same weights each time."""
+    config, kind, _, _ = FAMILIES[family]
+    models = getattr(transformers, kind)
+    transformers.set_seed(0)
+    if isinstance(config, str):
+        return models.from_pretrained(config, num_labels=3, **changes).eval()
+    config = copy.deepcopy(config)
+    config.update(changes)
+    return models.from_config(config).eval()
+
+
+def trained(family):
+    """A peft model whose adapter does something, as after training, and a batch for it."""
+    _, _, task, targets = FAMILIES[family]
+    model = get_peft_model(base(family), lora(task, target_modules=targets, r=4))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.2)
+    batch = {"input_ids": torch.randint(5, 100, (3, 7)), "attention_mask": torch.ones(3, 7, dtype=torch.long)}
+    if family == "encoder-decoder":
+        batch["labels"] = batch["input_ids"][:, :4].contiguous()
+    return model, batch
+
+
+FRESH = """
+import json, sys
+import torch, transformers
+from peft import PeftModel
+
+transformers.utils.logging.disable_progress_bar()
+kind, base, adapter, batch = sys.argv[1:]
+batch = {name: torch.tensor(rows) for name, rows in json.loads(batch).items()}
+model = PeftModel.from_pretrained(getattr(transformers, kind).from_pretrained(base), adapter).eval()
+with torch.no_grad():
+    print(json.dumps(model(**batch).logits.tolist()))
+"""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_life_of_an_adapter(family, tmp_path):
+    model, batch = trained(family)
+    model.save_pretrained(tmp_path / "adapter")
+    reloaded = PeftModel.from_pretrained(base(family), tmp_path / "adapter")
+    found = adapters.life(model, batch, base=base(family), reloaded=reloaded)
+    assert found["trained"] > 0.01
+    assert found["reloaded"] == found["switched off"] == 0
+    assert found["merged"] < 1e-3 * max(1, found["trained"])
+    assert found["unmerged"] < 1e-3 * max(1, found["trained"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_answers_the_same_in_a_fresh_process(family, tmp_path):
+    model, batch = trained(family)
+    base(family).save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    rows = json.dumps({name: tensor.tolist() for name, tensor in batch.items()})
+    call = [sys.executable, "-c", FRESH, FAMILIES[family][1], tmp_path / "base", tmp_path / "adapter", rows]
+    fresh = torch.tensor(json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout))
+    with torch.no_grad():
+        assert torch.allclose(fresh, model.eval()(**batch).logits, atol=1e-5)
+
+
+def test_a_life_leaves_the_model_as_it_was_and_knows_what_cannot_merge():
+    model = get_peft_model(base("tiny-encoder"), peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
+    model.train()
+    batch = trained("tiny-encoder")[1]
+    found = adapters.life(model, batch, base=base("tiny-encoder"), reloaded=copy.deepcopy(model))
+    assert found["merged"] is None
+    assert found["unmerged"] is None
+    assert found["trained"] > 0
+    assert found["reloaded"] == 0
+    assert found["switched off"] is None  # peft 0.21 fails at it for a model that writes nothing
+    assert model.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_fits_its_own_base(family, tmp_path):
+    model, _ = trained(family)
+    model.save_pretrained(tmp_path)
+    adapters.check_fits(tmp_path, base(family))
+    adapters.check_fits(tmp_path, trained(family)[0])  # a base that has an adapter already
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("encoder", dict(num_labels=5), ["2 rows", "5", "num_labels=2"]),
+        ("encoder", dict(hidden_size=64), ["32 inputs", "this base has 64"]),
+        ("encoder", dict(num_hidden_layers=1), ["lacks", "of another model"]),
+        ("decoder", dict(intermediate_size=96), ["with 64", "this base has 96"]),
+        ("encoder-decoder", dict(num_layers=1), ["lacks"]),
+    ],
+)
+def test_an_adapter_of_another_base_is_an_error(family, changes, words, tmp_path):
+    trained(family)[0].save_pretrained(tmp_path / "mine")
+    with pytest.raises(ValueError, match=words[0]) as error:
+        adapters.check_fits(tmp_path / "mine", base(family, **changes))
+    assert all(word in str(error.value) for word in words), error.value
+    assert "mine" in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_another_name_is_an_error_that_can_be_waived(tmp_path):
+    trained("tiny-encoder")[0].save_pretrained(tmp_path / "mine")
+    renamed = base("tiny-encoder")
+    renamed.config._name_or_path = renamed.name_or_path = "org/other"
+    with pytest.raises(ValueError, match='trained on "tiny-encoder", this base is "other"'):
+        adapters.check_fits(tmp_path / "mine", renamed)
+    adapters.check_fits(tmp_path / "mine", renamed, any_name=True)
+
+
+def test_a_folder_without_an_adapter_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no adapter: no adapter_config"):
+        adapters.check_fits(tmp_path, base("encoder"))
