@@ -100,6 +100,9 @@ def quiet():
     transformers.utils.logging.set_verbosity_error()
 
 
+_mended = []
+
+
 def mend_four_bit():
     """Makes the 4-bit layers of bitsandbytes compute right on this processor; returns what was wrong, as sentences.
 
@@ -126,17 +129,17 @@ def mend_four_bit():
         for shape in ([3, 64], [2, 96])
     ]
     if not torch.equal(*by_shape):
-        kernel = operator.default
 
         def flat(a, absmax, blocksize, quant_type, shape, dtype):
             """The same numbers as rows of one block each, or as one long row: for these the kernel is right."""
             numbers = math.prod(shape)
-            if a.device.type != "cpu" or shape[-1] % blocksize == 0:
-                return kernel(a, absmax, blocksize, quant_type, shape, dtype)
             rows = [numbers] if numbers % blocksize else [numbers // blocksize, blocksize]
-            return kernel(a, absmax, blocksize, quant_type, rows, dtype).reshape(shape)
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator.default(a, absmax, blocksize, quant_type, rows, dtype).reshape(shape)
 
-        operator.default = flat
+        library = torch.library.Library("bitsandbytes", "IMPL")
+        library.impl("dequantize_4bit", flat, "AutogradCPU")  # on its way to the kernel
+        _mended.append(library)  # it holds as long as this lives
         found.append("4-bit layers of a width that 64 does not divide were computed with wrong scales")
     if modules.has_avx512bf16():
         modules.has_avx512bf16 = lambda: False
