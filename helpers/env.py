@@ -1,5 +1,6 @@
 """What this machine is, where models and outputs live, and quiet logs. `python -m helpers.env` prints the machine."""
 
+import logging
 import os
 import platform
 import warnings
@@ -91,6 +92,7 @@ def quiet():
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")  # says only that there is no GPU
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some CPUs it asks for a kernel from the Hub
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -1,9 +1,13 @@
-"""`make bench`: what padding costs, and what reading and checking a large file costs. Prints, asserts nothing."""
+"""`make bench`: what padding costs, in classifying and in writing; what reading and checking a large file costs.
+
+Prints, asserts nothing.
+"""
 
 import sys
 import time
 
 import bench_data
+import bench_generation
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -49,4 +53,5 @@ def padding(steps=3):
 if __name__ == "__main__":
     env.quiet()
     padding()
+    bench_generation.main()
     bench_data.main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

@@ -140,3 +140,10 @@ def test_fresh_folder_never_reuses(tmp_path, monkeypatch):
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len(list((tmp_path / "b").iterdir())) == 100
+
+
+def test_quiet_silences_the_advice_of_libraries_that_are_imported_later(capfd):
+    """bitsandbytes asks for a kernel from the Hub when it is imported on some CPUs: a saved output must not show it."""
+    code = "from helpers import env; env.quiet(); import logging; logging.getLogger('bitsandbytes.x').warning('advice')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

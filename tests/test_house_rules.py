@@ -49,7 +49,6 @@ OPEN_ONLY = {  # the subject of the notebooks: written there in the open, never 
     "from_pretrained",
     "get_peft_model",
 }
-PLANNED = {"02_generation.ipynb"}  # its helpers are here before it; the rule holds for them from the day it is
 MODULES = {path.stem: path.read_text() for path in sorted((ROOT / "helpers").glob("*.py")) if path.stem != "__init__"}
 
 
@@ -116,12 +115,7 @@ def headings(name):
 def taught_nowhere(source):
     """Docstrings that name a notebook or a heading that is not there."""
     taught = re.findall(r'Taught in notebooks/(\S+), "([^"]+)"', source)
-    taught = [(name, heading) for name, heading in taught if name not in PLANNED]
     return [f"{name} has no heading {heading!r}" for name, heading in taught if heading not in headings(name)]
-
-
-def test_a_planned_notebook_is_no_longer_planned_once_it_is_there():
-    assert not PLANNED & {path.name for path in NOTEBOOKS.glob("*.ipynb")}, "take it out of PLANNED"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -657,11 +651,44 @@ def write_csv(path, header, rows, encoding="utf-8"):
         csv.writer(file).writerows([header, *rows])
 
 
+def instructions(path, draw):
+    """JSONL with `instruction`, `output` and an `input` that is sometimes empty; one row is far too long."""
+    with path.open("w", encoding="utf-8") as file:
+        for number, (asked, about, said) in enumerate(said_about(draw, 400)):
+            row = {"instruction": asked, "input": about if number % 2 else "", "output": said}
+            if not number % 2:
+                row["instruction"] = f"{about} {asked}"
+            if number == 7:
+                row["input"] = "la " * 2000
+            file.write(json.dumps(row) + "\n")
+    return {}
+
+
+def conversations(path, draw):
+    """A JSON list of `messages`, half with a system message, all with other columns beside."""
+    rows = []
+    for number, (asked, about, said) in enumerate(said_about(draw, 400)):
+        talk = [{"role": "system", "content": "You are brief."}] if number % 2 else []
+        talk += [{"role": "user", "content": f"{about} {asked}"}, {"role": "assistant", "content": said}]
+        rows.append({"id": number, "messages": talk, "source": "mine"})
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return {}
+
+
+def said_about(draw, count):
+    """What is asked, the text that it is about, and the right answer, which depends on the text."""
+    for _ in range(count):
+        kind = draw.choice(["bad", "good"])
+        yield "Verdict?", text_about(kind, draw.randint(9, 14), draw), "Send it back" if kind == "bad" else "Keep it"
+
+
 TAKE_HOME = {  # notebook: the files its cell must take
     "01_classification": [messages, long_reviews, exported_table],
     "03_full_fine_tuning": [messages, exported_table],
 }
+WRITERS = {"02_generation": [instructions, conversations]}  # the same for models that write
 CASES = [(path, write) for path in LESSONS for write in TAKE_HOME.get(path.stem, [])]
+WRITER_CASES = [(path, write) for path in LESSONS for write in WRITERS.get(path.stem, [])]
 
 
 def with_settings(code, settings):
@@ -694,7 +721,7 @@ def printed_accuracy(text):
 
 
 def test_every_lesson_has_files_for_its_take_home_cell():
-    missing = [path.name for path in LESSONS if path.stem not in TAKE_HOME]
+    missing = [path.name for path in LESSONS if path.stem not in {**TAKE_HOME, **WRITERS}]
     assert not missing, f"write the files that their take-home cells must take: {missing}"
 
 
@@ -719,6 +746,26 @@ def test_the_take_home_cell_runs_alone_on_files_of_other_shapes(path, write, tmp
     assert logits.shape == (1, len(set(labels)))
     majority = max(labels.count(label) for label in set(labels)) / len(labels)
     assert printed_accuracy(printed) > majority + 0.1, f"no better than the most frequent label:\n{printed}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "write"), WRITER_CASES, ids=name)
+def test_the_take_home_cell_of_a_writer_runs_alone_on_files_of_other_shapes(path, write, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file, out = tmp_path / "mine.json", tmp_path / "saved"
+    settings = write(file, random.Random(7))
+    settings |= {"FILE": str(file), "OUT": str(out), "MODEL": str(ROOT / "data" / "models" / "tiny-decoder")}
+    before = file.read_bytes()
+    notebook = nbformat.read(path, as_version=4)
+    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
+
+    assert file.read_bytes() == before
+    left_out = int(re.search(r"(\d+) of 400 rows", printed)[1])
+    assert left_out == (write is instructions), printed
+    assert printed_accuracy(printed) > 0.8, f"two answers, and a text that says which: chance is 0.5\n{printed}"
+    AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+    assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template
 
 
 def test_the_take_home_runner_has_no_helpers(tmp_path):

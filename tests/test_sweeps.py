@@ -11,8 +11,9 @@ from helpers import env, record
 from notebooks import NOTEBOOKS, tagged
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
-SWEEPS = {"01_classification": "rate-", "03_full_fine_tuning": "lever-"}
+SWEEPS = {"01_classification": "rate-", "02_generation": "rate-", "03_full_fine_tuning": "lever-"}
 TOLERANCE = 0.04  # another processor rounds differently: a few of 600 rows may fall to the other side
+TOLERANCES = {"02_generation": 0.1}  # of 300 rows, and one token that falls to the other side spoils a whole text
 
 
 def sweep_cells(notebook):
@@ -32,4 +33,6 @@ def test_a_point_of_the_sweep_gives_its_record_again(name, monkeypatch, tmp_path
     point = {key: value for key, value in run["settings"].items() if key != "model"}
     found = space["sweep_point"](**point)
     for part, accuracy in run["metrics"].items():
-        assert found[part] == pytest.approx(accuracy, abs=TOLERANCE), f"{run['name']} on {env.device()}: {part}"
+        assert found[part] == pytest.approx(accuracy, abs=TOLERANCES.get(name, TOLERANCE)), (
+            f"{run['name']} on {env.device()}: {part}"
+        )

@@ -15,11 +15,12 @@ from helpers import data, metrics, record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "data"
-MODELS = ("encoder",)  # the kinds whose models are in the repository
+MODELS = ("encoder", "decoder", "seq2seq")  # the kinds whose models are in the repository
 CARDS = ["README.md", "data/README.md", *(f"data/models/tiny-{kind}/README.md" for kind in MODELS)]
 NOTEBOOKS = {
     "00_start_here": ("What does fine-tuning change, and how would you know?", 10),
     "01_classification": ("How does a pre-trained encoder become a classifier, and is it any good?", 45),
+    "02_generation": ("Which tokens count when a model learns to write?", 60),
     "03_full_fine_tuning": ("What does it cost to change every weight?", 60),
 }
 FILES = {  # ending, the columns to read, and what is to be found
@@ -76,6 +77,34 @@ def encoder_scores():
     return rows
 
 
+def writer_scores(kind):
+    """What a model that writes scores on the test parts, mean and 95 % interval over the seeds."""
+    runs = record.load(DATA / "results" / "02_generation")
+    runs = [run for run in runs if run["name"].startswith("parts-") and run["settings"]["model"] == f"tiny-{kind}"]
+    rows = []
+    for task in dict.fromkeys(run["settings"]["task"] for run in runs):
+        for start in ("pretrained", "random"):
+            same = [run for run in runs if (run["settings"]["task"], run["settings"]["start"]) == (task, start)]
+            score = "ROUGE-L" if "summaries" in task else "exact match"
+            row = {"task": task.removeprefix("seq2seq "), "score": score, "start": f"{start}, {len(same)} seeds"}
+            row["rate"] = same[0]["settings"]["learning_rate"]
+            rows.append(
+                row | {part: str(metrics.mean_interval([run["metrics"][part] for run in same])) for part in PARTS[3:]}
+            )
+    return rows
+
+
+def four_bit():
+    """The decoder's loss in fp32 and in NF4."""
+    found = record.load(DATA / "results" / "models" / "tiny-decoder-nf4.json")
+    measured, tokens = found["metrics"], found["settings"]["tokens"]
+    return [
+        {"weights": name, "loss": f"{measured[f'loss_{key}']:.4f}", "MB": f"{measured[f'bytes_{key}'] / 1e6:.1f}",
+         "loss rises by": "" if key == "fp32" else f"{measured['rise']:.2%}", "tokens": f"{tokens:,}"}
+        for name, key in (("fp32", "fp32"), ("NF4", "nf4"))
+    ]  # fmt: skip
+
+
 def training_of(name):
     return json.loads((DATA / "models" / name / "training.json").read_text())
 
@@ -101,7 +130,10 @@ def facts(name):
         {"": "file", "value": f"{file.stat().st_size / 1e6:.1f} MB, fp32"},
         {"": "layers, hidden size, heads", "value": f"{recipe['layers']}, {recipe['hidden']}, {recipe['heads']}"},
         {"": "vocabulary", "value": f"{recipe['vocabulary']:,}, {pieces}"},
-        {"": "longest input", "value": f"{recipe['max_length']} tokens (pre-trained on up to {recipe.get('longest', 128)})"},
+        {
+            "": "longest input",
+            "value": f"{recipe['max_length']} tokens (pre-trained on up to {recipe.get('longest', 128)})",
+        },
         {"": "documents", "value": " + ".join(f"{phase['documents']:,}" for phase in recipe["phases"])},
         {"": "tokens seen", "value": " + ".join(f"{phase['tokens']:,}" for phase in phases)},
         {"": "CPU time", "value": f"{sum(phase['cpu_s'] for phase in phases) / 60:.0f} minutes"},
@@ -124,6 +156,9 @@ TABLES = {
     "notebooks": notebooks,
     **{name: lambda name=name: counts(name) for name in FILES},
     "encoder-scores": encoder_scores,
+    "decoder-scores": lambda: writer_scores("decoder"),
+    "seq2seq-scores": lambda: writer_scores("seq2seq"),
+    "four-bit": four_bit,
     **{f"{kind}-curve": lambda kind=kind: curve(f"tiny-{kind}") for kind in MODELS},
     **{f"{kind}-facts": lambda kind=kind: facts(f"tiny-{kind}") for kind in MODELS},
 }

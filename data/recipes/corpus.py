@@ -198,7 +198,10 @@ class Corpus(Writer):
     def words_used(self, told):
         """A question for the word that was used of each thing, with the answer, in any order."""
         asked = [
-            (self.sentence("{which|what} word was used {for|of} the <about>", "?", about=about), word[0].upper() + word[1:])
+            (
+                self.sentence("{which|what} word was used {for|of} the <about>", "?", about=about),
+                word[0].upper() + word[1:],
+            )
             for about, word in told
         ]
         return self.random.sample(asked, len(asked))

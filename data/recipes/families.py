@@ -126,7 +126,8 @@ def text_to_text(text, tokenizer, rng, copied=0.0, longest=128):
         pairs = [(before + mark.rstrip(), after)]
     if pairs:
         return [
-            (tokenizer(a, truncation=True, max_length=longest)["input_ids"], tokenizer(b)["input_ids"]) for a, b in pairs
+            (tokenizer(a, truncation=True, max_length=longest)["input_ids"], tokenizer(b)["input_ids"])
+            for a, b in pairs
         ]
     draw = rng.random()
     if draw < 0.25:
