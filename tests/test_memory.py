@@ -239,6 +239,15 @@ def test_the_committed_grid_is_within_its_bounds_and_complete():
     }
 
 
+def test_the_committed_speed_is_within_its_bounds():
+    found = json.loads((grid.OUTPUT.parent / "speed.json").read_text())["curve"]
+    assert [row["prediction"] for row in found] == ["bert-base, full", "7B, LoRA", "7B, QLoRA"]
+    assert [row["cpu_s_limit"] for row in found] == [5, 30, 30]
+    for row in found:
+        assert row["cpu_s"] <= row["cpu_s_limit"]
+        assert row["resident_gib"] <= row["resident_gib_limit"] == 2
+
+
 def test_weights_gradients_and_optimizer_are_the_sum_by_hand():
     predicted = memory.predict(BERT, **SMALL, device="cpu")
     parameters = grid.transformers.BertForSequenceClassification(BERT).num_parameters()
