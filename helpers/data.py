@@ -1381,7 +1381,7 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
     target: [[[CLS] good book [SEP]]]
     4 of 13 tokens count
 
-    Taught in notebooks/02_generation.ipynb, "Round 3: two architectures, the same titles".
+    Taught in notebooks/02_generation.ipynb, "Round 4: two architectures, the same titles".
     """
     if tokenizer.eos_token_id is None:
         raise DataError("this tokenizer has no end token: the model could not learn to stop. Set tokenizer.eos_token.")

@@ -654,7 +654,7 @@ def write_csv(path, header, rows, encoding="utf-8"):
 def instructions(path, draw):
     """JSONL with `instruction`, `output` and an `input` that is sometimes empty; one row is far too long."""
     with path.open("w", encoding="utf-8") as file:
-        for number, (asked, about, said) in enumerate(said_about(draw, 400)):
+        for number, (asked, about, said) in enumerate(said_about(draw, 300)):
             row = {"instruction": asked, "input": about if number % 2 else "", "output": said}
             if not number % 2:
                 row["instruction"] = f"{about} {asked}"
@@ -667,7 +667,7 @@ def instructions(path, draw):
 def conversations(path, draw):
     """A JSON list of `messages`, half with a system message, all with other columns beside."""
     rows = []
-    for number, (asked, about, said) in enumerate(said_about(draw, 400)):
+    for number, (asked, about, said) in enumerate(said_about(draw, 300)):
         talk = [{"role": "system", "content": "You are brief."}] if number % 2 else []
         talk += [{"role": "user", "content": f"{about} {asked}"}, {"role": "assistant", "content": said}]
         rows.append({"id": number, "messages": talk, "source": "mine"})
@@ -761,7 +761,7 @@ def test_the_take_home_cell_of_a_writer_runs_alone_on_files_of_other_shapes(path
     printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
 
     assert file.read_bytes() == before
-    left_out = int(re.search(r"(\d+) of 400 rows", printed)[1])
+    left_out = int(re.search(r"(\d+) of 300 rows", printed)[1])
     assert left_out == (write is instructions), printed
     assert printed_accuracy(printed) > 0.8, f"two answers, and a text that says which: chance is 0.5\n{printed}"
     AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
