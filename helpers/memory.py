@@ -9,16 +9,24 @@ real steps and adds up the storages that are alive. Nothing is estimated by a fo
 in the sum. A measurement on a CPU is the same sum over real tensors; on CUDA the peak is the allocator's.
 """
 
+import bisect
 import contextlib
 import copy
 import functools
 import importlib
+import logging
 import math
-import types
+import pkgutil
+import re
+import threading
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+
+import torch
+import transformers
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 PARTS = (
     "weights",  # parameters and buffers
@@ -93,6 +101,9 @@ def predict(
     and `gradient_accumulation_steps` are as in `TrainingArguments`. `device` says whose operators to take: "cuda" or
     "cpu". `ValueError` for what cannot be built or trained.
 
+    Other threads may train meanwhile: of the libraries nothing is changed but for this thread, and predictions take
+    turns. (torch has one autocast cache for all threads: to leave autocast may wait for a prediction that uses it.)
+
     >>> from transformers import BertConfig
     >>> small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
     >>> predicted = predict(small, batch=8, length=128)
@@ -106,20 +117,20 @@ def predict(
     config = _configuration(model)
     task = _task(config, task, peft)
     dtype, autocast = _dtype(dtype or config.dtype or "float32"), _dtype(autocast)
-    inside = _inside()
-    with _calm():
+    with _instead(BUILDING):
         network = _build(config, task, dtype, attn_implementation, peft, quantization_config)
         _check_length(network, config, length, peft)
-        if activation_checkpointing:
-            network.activation_checkpointing_enable()
-        ledger = _Ledger(BLOCK if device == "cuda" else 1, "cpu")
-        with inside.FakeTensorMode(allow_non_fake_inputs=True), _operators(device, autocast, config.is_encoder_decoder):
+        if activation_checkpointing:  # without the state of the random numbers, which is that of all threads
+            network.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        ledger = _Ledger("cpu", BLOCK if device == "cuda" else 1)
+        operators = _operators(device, optim, autocast, config.is_encoder_decoder)
+        with _inside("FakeTensorMode")(allow_non_fake_inputs=True), _instead(operators):
             _fill(network, dtype)
             inputs = _inputs(config, task, batch, length, target_length or length, padding)
-            with _watching(network, ledger):
+            with _watching(network, ledger) as around_step:
                 for tensor in inputs.values():
                     ledger.add(tensor, "activations")
-                _train(network, inputs, optim, gradient_accumulation_steps, autocast, device)
+                _train(network, inputs, optim, gradient_accumulation_steps, autocast, device, *around_step)
     trainable, total = _count(network)
     ledger.close()
     return Prediction(
@@ -142,8 +153,6 @@ def _assumptions(task, dtype, autocast, padding, quantization_config, device):
 
 def _configuration(model):
     """A configuration of our own to change; from an object, a folder or a Hub id."""
-    import transformers
-
     if isinstance(model, transformers.PreTrainedConfig):
         config = copy.deepcopy(model)
     elif isinstance(model, str) or hasattr(model, "__fspath__"):
@@ -173,8 +182,6 @@ def _configuration(model):
 
 def _task(config, task, peft):
     """The task as peft names it: as asked, as the peft config says, as the architecture says, or the family's usual."""
-    import transformers
-
     known = [n for n, names in TASKS.items() if type(config) in getattr(transformers, f"MODEL_FOR_{names[1]}_MAPPING")]
     named = task or getattr(peft, "task_type", None)
     named = getattr(named, "value", named)
@@ -195,20 +202,14 @@ def _task(config, task, peft):
 
 def _dtype(value):
     """A torch dtype, from one or from its name."""
-    import torch
-
-    found = getattr(torch, value, None) if isinstance(value, str) else value
+    found = getattr(torch, value, value) if isinstance(value, str) else value
     if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ValueError(f"dtype {value!r} is none of torch's for weights: pass torch.float32, torch.bfloat16 ...")
-    if isinstance(value, str) and found is None:
-        raise ValueError(f'dtype "{value}" is none of torch\'s: pass torch.float32, torch.bfloat16 or torch.float16.')
+        raise ValueError(f'dtype "{value}" is none of torch\'s for weights: pass torch.float32, torch.bfloat16 ...')
     return found
 
 
 def _build(config, task, dtype, attn_implementation, peft, quantization_config):
     """The model as `from_pretrained` and peft would give it, with shapes instead of numbers."""
-    import torch
-    import transformers
     from peft import prepare_model_for_kbit_training
 
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -232,11 +233,9 @@ def _build(config, task, dtype, attn_implementation, peft, quantization_config):
 
 def _quantize(network, quantization_config):
     """What transformers does before it loads weights: 4-bit layers for the linear ones that are not to be skipped."""
-    from transformers.quantizers import AutoHfQuantizer
-
     if not quantization_config.load_in_4bit:
         raise ValueError("only load_in_4bit=True can be predicted; this quantization_config does not set it.")
-    quantizer = AutoHfQuantizer.from_config(quantization_config, pre_quantized=False)
+    quantizer = _inside("AutoHfQuantizer").from_config(quantization_config, pre_quantized=False)
     quantizer.preprocess_model(model=network, device_map=None)
     quantizer.postprocess_model(network)
     if not _four_bit(network):
@@ -276,54 +275,24 @@ def _attach(network, config):
 
 def _fill(network, dtype):
     """Shapes become fake tensors on the device, tied ones stay tied; 4-bit weights get their constants."""
-    import torch
+    made, four_bit = {}, {id(module.weight): module for module in _four_bit(network)}
 
-    made = {}
-    quantized = {id(module.weight): module for module in _four_bit(network)}
+    def fake(old):
+        if id(old) in four_bit:
+            return _packed(four_bit[id(old)], dtype)
+        new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+        return torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
+
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, old in tensors.items():
-                if old is None:
-                    continue
-                if id(old) not in made:
-                    if id(old) in quantized:
-                        new = _packed(quantized[id(old)], dtype)
-                    else:
-                        new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
-                        if isinstance(old, torch.nn.Parameter):
-                            new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
-                    made[id(old)] = (new, old)  # with `old`, so that its id is not given to another
-                tensors[name] = made[id(old)][0]
-
-
-def _packed(module, dtype):
-    """A 4-bit weight as bitsandbytes keeps it: two numbers a byte, and constants for each block of 64."""
-    import torch
-
-    def empty(count, dtype):
-        return torch.empty(count, dtype=dtype, device="cpu")
-
-    old, shape, state_of = module.weight, (module.out_features, module.in_features), _inside().QuantState
-    numbers = math.prod(shape)
-    blocks = -(-numbers // old.blocksize)
-    nested = {}
-    if old.compress_statistics:  # the constants are themselves quantised: 8 bits, in blocks of 256
-        outer = empty(-(-blocks // 256), torch.float32)
-        outer = state_of(absmax=outer, blocksize=256, code=empty(256, torch.float32), dtype=torch.float32)
-        nested = {"offset": empty((), torch.float32), "state2": outer}
-    weight = empty((-(-numbers // (2 * old.quant_storage.itemsize)), 1), old.quant_storage)
-    weight = torch.nn.Parameter(weight, requires_grad=False)
-    weight.quant_state = state_of(
-        absmax=empty(blocks, torch.uint8 if nested else torch.float32), shape=torch.Size(shape), dtype=dtype,
-        blocksize=old.blocksize, code=empty(16, torch.float32), quant_type=old.quant_type, **nested,
-    )  # fmt: skip
-    module.quant_state = weight.quant_state
-    return weight
+                if old is not None:
+                    if id(old) not in made:
+                        made[id(old)] = (fake(old), old)  # with `old`, so that its id is not given to another
+                    tensors[name] = made[id(old)][0]
 
 
 def _inputs(config, task, batch, length, target_length, padding):
-    import torch
-
     def ids(*shape):
         return torch.zeros(shape, dtype=torch.long)
 
@@ -337,10 +306,8 @@ def _inputs(config, task, batch, length, target_length, padding):
     return inputs | {"labels": labels.float() if task == "SEQ_CLS" and config.num_labels == 1 else labels}
 
 
-def _train(network, inputs, optim, gradient_accumulation_steps, autocast, device):
+def _train(network, inputs, optim, gradient_accumulation_steps, autocast, device, before_step, after_step):
     """Two optimizer steps, as any training loop does them."""
-    import torch
-
     optimizer = _optimizer(optim, network, device)
     for _ in range(STEPS):
         for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
@@ -348,14 +315,14 @@ def _train(network, inputs, optim, gradient_accumulation_steps, autocast, device
                 loss = network(**inputs).loss
             (loss / gradient_accumulation_steps).backward()
             del loss
+        before_step(optimizer)
         optimizer.step()
+        after_step(optimizer)
         optimizer.zero_grad()
 
 
 def _optimizer(optim, network, device):
     """The optimizer that the Trainer makes for this name."""
-    import torch
-
     parameters = [p for p in network.parameters() if p.requires_grad]
     if optim.startswith("adamw_torch"):
         fused = optim == "adamw_torch_fused"
@@ -367,18 +334,7 @@ def _optimizer(optim, network, device):
         from transformers.optimization import Adafactor
 
         return Adafactor(parameters, lr=1e-4, scale_parameter=False, relative_step=False)
-    from bitsandbytes.optim import AdamW8bit
-
-    optimizer = AdamW8bit(parameters, lr=1e-4)
-    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
-    usual = optimizer.get_config
-
-    def get_config(group, index, settings):  # the Trainer has the state of embeddings kept in 32 bits
-        in_full = {"optim_bits": 32} if id(parameters[index]) in embeddings else {}
-        return usual(group, index, settings) | in_full
-
-    optimizer.get_config = get_config
-    return optimizer
+    return _adamw_8bit(parameters, network)
 
 
 def _count(network):
@@ -393,7 +349,7 @@ def _count(network):
 # ---- Measure --------------------------------------------------------------------------------------------
 
 
-def measure(model=None):
+class measure(transformers.TrainerCallback):
     """Measures a training: a context manager, and a callback for the `Trainer`; one meaning on every device.
 
     As a context manager it needs the model, made and on its device before. After the block, or during it, it has
@@ -411,81 +367,63 @@ def measure(model=None):
 
     Taught in notebooks/03_full_fine_tuning.ipynb, "Round 2: predicted against measured".
     """
-    return _measurement_class()(model)
+
+    def __init__(self, model=None):
+        self.model, self.ledger, self.open = model, None, contextlib.ExitStack()
+
+    def __enter__(self):
+        if self.model is None:
+            raise ValueError(
+                "measure() needs the model here: `with memory.measure(model) as measured:`. Without one it is a "
+                "callback: Trainer(..., callbacks=[memory.measure()])."
+            )
+        last = getattr(_here, "measurement", lambda: None)()
+        if last is not None:  # a callback whose training was broken off by an error would go on counting
+            last.stop()
+        _here.measurement = weakref.ref(self)
+        self.trainable, self.total = _count(self.model)
+        device = next(self.model.parameters()).device
+        self.ledger = _Ledger(device, BLOCK if device.type == "cuda" else 1)
+        self.open.callback(self.ledger.close)
+        before_step, after_step = self.open.enter_context(_watching(self.model, self.ledger))
+        self.open.callback(register_optimizer_step_pre_hook(before_step).remove)
+        self.open.callback(register_optimizer_step_post_hook(after_step).remove)
+        return self
+
+    def __exit__(self, *error):
+        self.stop()
+
+    def stop(self):
+        """Ends the measurement; only needed after a training with the callback was broken off by an error."""
+        self.open.close()
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.model = model
+        self.__enter__()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.stop()
+
+    def __getattr__(self, name):
+        ledger = self.__dict__.get("ledger")
+        if name not in ("peak", "split", "phase", "phases", "timeline", "requested", "reserved") or ledger is None:
+            raise AttributeError(f"a measurement has no {name}" + ("" if ledger else " yet"))
+        return getattr(ledger, name)
+
+    @property
+    def peak_gib(self):
+        return self.peak / GIB
+
+    @property
+    def source(self):
+        device = self.ledger.device.type
+        return f"measured on {device}: " + ("the allocator" if self.ledger.on_cuda else "live tensors")
+
+    def __repr__(self):
+        return _shown(self.source, self) if self.ledger else "nothing measured yet"
 
 
-@functools.cache
-def _measurement_class():
-    """`Measurement`, made when first asked for: its base class needs transformers, which takes seconds to import."""
-    from transformers import TrainerCallback
-
-    class Measurement(TrainerCallback):
-        def __init__(self, model=None):
-            self.model, self.open = model, contextlib.ExitStack()
-            self.requested = self.reserved = None
-
-        def __enter__(self):
-            if self.model is None:
-                raise ValueError(
-                    "measure() needs the model here: `with memory.measure(model) as measured:`. Without one it is a "
-                    "callback: Trainer(..., callbacks=[memory.measure()])."
-                )
-            _stop_the_last()
-            self.trainable, self.total = _count(self.model)
-            self.device = next(self.model.parameters()).device
-            on_cuda = self.device.type == "cuda"
-            self.ledger = _Ledger(BLOCK if on_cuda else 1, self.device.type)
-            self.allocator = _Allocator(self.device, self.ledger) if on_cuda else None
-            self.open.enter_context(_watching(self.model, self.ledger, self.allocator))
-            _running.append(weakref.ref(self))
-            return self
-
-        def __exit__(self, *error):
-            self.stop()
-
-        def stop(self):
-            """Ends the measurement; only needed after a training with the callback was broken off by an error."""
-            self.open.close()
-            if hasattr(self, "ledger"):
-                (self.allocator or self.ledger).close()
-            if getattr(self, "allocator", None):
-                self.requested, self.reserved = self.allocator.requested, self.allocator.reserved
-
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            self.model = model
-            self.__enter__()
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.stop()
-
-        def __getattr__(self, name):
-            if name not in ("peak", "split", "phase", "phases", "timeline") or "ledger" not in self.__dict__:
-                raise AttributeError(f"a measurement has no {name}" + ("" if "ledger" in self.__dict__ else " yet"))
-            return getattr(self.allocator or self.ledger, name)
-
-        @property
-        def peak_gib(self):
-            return self.peak / GIB
-
-        @property
-        def source(self):
-            return f"measured on {self.device.type}: " + ("the allocator" if self.allocator else "live tensors")
-
-        def __repr__(self):
-            return _shown(self.source, self) if "ledger" in self.__dict__ else "nothing measured yet"
-
-    return Measurement
-
-
-_running = []
-
-
-def _stop_the_last():
-    """A callback whose training was broken off by an error would go on counting."""
-    while _running:
-        last = _running.pop()()
-        if last is not None:
-            last.open.close()
+_here = threading.local()  # the measurement that runs in this thread
 
 
 # ---- Fits -----------------------------------------------------------------------------------------------
@@ -546,8 +484,6 @@ def fits(prediction, device):
 
 
 def _capacity_gib(device):
-    import torch
-
     if isinstance(device, (int, float)) and not isinstance(device, bool):
         if not device > 0:
             raise ValueError(f"{device} GiB is no size of a device; pass a number above 0, such as 24.")
@@ -588,18 +524,13 @@ def _smallest_change(prediction, capacity):
         return changed if answer == "yes" else None
 
     for level in _levels(settings):
-        found = (level, attempt(level)) if level else ({}, None)
-        smaller = [level | split for split in _smaller_batches(settings)]
-        if found[1] is None and smaller and (last := attempt(smaller[-1])):
-            found = (smaller[-1], last)
-            low, high = 0, len(smaller) - 1  # the peak falls with the batch: look for the first that fits
-            while low < high:
-                middle = (low + high) // 2
-                changed = attempt(smaller[middle])
-                low, high = (low, middle) if changed else (middle + 1, high)
-                found = (smaller[middle], changed) if changed else found
-        if found[1] is not None:
-            return *found, tried
+        changes = [level] * bool(level) + [level | smaller for smaller in _smaller_batches(settings)]
+        found = functools.cache(lambda i, changes=changes: attempt(changes[i]))
+        if changes and found(0):
+            return changes[0], found(0), tried
+        if changes and found(len(changes) - 1):  # the peak falls with the batch: look for the first that fits
+            first = bisect.bisect_left(range(len(changes)), True, key=lambda i: found(i) is not None)
+            return changes[first], found(first), tried
     return None, None, tried
 
 
@@ -614,7 +545,6 @@ def _smaller_batches(settings):
 def _levels(settings):
     """Changes from the one that alters least of the result to the one that alters most; each keeps those before."""
     import peft
-    import transformers
 
     yield {}
     slower = {} if settings["activation_checkpointing"] else {"activation_checkpointing": True}
@@ -643,27 +573,95 @@ def _levels(settings):
 # ---- What both are made of: a ledger of live storages, and what tells it the phase -----------------------
 
 
-class _Timeline:
-    """The highest bytes of each pass in turn: `timeline` has a point for each forward pass, backward pass and step."""
+class _Ledger:
+    """Bytes of the storages that are alive, by part; the highest of each pass in turn; the split at the highest of all.
 
-    def __init__(self):
-        self.timeline, self.step = [], 1
+    On CUDA the highest are those of the allocator, and what it has beyond the live storages counts as temporaries.
+    """
+
+    def __init__(self, device, block):
+        self.device, self.block = torch.device(device), block
+        self.live, self.now, self.at_highest = {}, Counter(), Counter()  # by storage; by part, now and then
+        self.bytes = self.highest = self.made = self.made_at_highest = 0
+        self.timeline, self.step, self.lock = [], 1, threading.RLock()  # other threads may free what this one made
+        self.on_cuda, self.requested, self.reserved = self.device.type == "cuda", None, None
+        if self.on_cuda:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.enter("forward")
 
     def enter(self, phase):
-        """A new point; but between two steps the next forward pass has begun already."""
-        begun = self._last("phase") == "forward" and self._last("step") == self.step
-        if phase != "forward" or not begun:
+        """A new point of the timeline; but between two steps the next forward pass has begun already."""
+        self._ask_the_allocator()
+        last = self.timeline[-1] if self.timeline else {}
+        if phase != "forward" or (last.get("phase"), last.get("step")) != ("forward", self.step):
             self.timeline.append({"step": self.step, "phase": phase, "bytes": 0})
+        self._note(0 if self.on_cuda else self.bytes)
 
-    def note(self, size):
+    def add(self, tensor, part, rename=False):
+        if tensor.device.type != self.device.type:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        with self.lock:
+            entry = self.live.get(key)
+            if entry is None:
+                size = -(-storage.nbytes() // self.block) * self.block
+                if size:
+                    self.made += 1
+                    self.live[key] = [size, part, self.made]
+                    self.now[part] += size
+                    self.bytes += size
+                    weakref.finalize(storage, self._drop, key).atexit = False
+                    self._compare()
+            elif rename and entry[1] != part:
+                counts = [self.now]
+                if entry[2] <= self.made_at_highest:  # it was alive then, and was already what we now know it to be
+                    counts.append(self.at_highest)
+                for count in counts:
+                    count[entry[1]] -= entry[0]
+                    count[part] += entry[0]
+                entry[1] = part
+
+    def _drop(self, key):
+        with self.lock:
+            size, part, _ = self.live.pop(key)
+            self.now[part] -= size
+            self.bytes -= size
+
+    def _compare(self):
+        if not self.on_cuda:
+            self._note(self.bytes)
+        if self.bytes > self.highest:
+            self.highest, self.at_highest, self.made_at_highest = self.bytes, Counter(self.now), self.made
+
+    def _note(self, size):
         self.timeline[-1]["bytes"] = max(self.timeline[-1]["bytes"], size)
 
+    def _ask_the_allocator(self):
+        """The highest since it was last asked; the host keeps these counts, so nothing has to wait for the device."""
+        if self.on_cuda and self.timeline:
+            stats = torch.cuda.memory_stats(self.device)
+            self._note(stats["allocated_bytes.all.peak"])
+            self.requested = max(self.requested or 0, stats["requested_bytes.all.peak"])
+            self.reserved = max(self.reserved or 0, stats["reserved_bytes.all.peak"])
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def close(self):
-        if self.step > 1 and self._last("phase") == "forward":
+        if self.on_cuda:
+            torch.cuda.synchronize(self.device)
+        self._ask_the_allocator()
+        last = self.timeline[-1]
+        if self.step > 1 and last["phase"] == "forward" and last["bytes"] < self.peak:
             self.timeline.pop()  # the forward pass that never came
 
-    def _last(self, what):
-        return self.timeline[-1][what] if self.timeline else None
+    @property
+    def peak(self):
+        return max(point["bytes"] for point in self.timeline)
+
+    @property
+    def phase(self):
+        return max(self.timeline, key=lambda point: point["bytes"])["phase"]
 
     @property
     def phases(self):
@@ -672,116 +670,19 @@ class _Timeline:
             phases[point["phase"]] = max(phases.get(point["phase"], 0), point["bytes"])
         return phases
 
-
-class _Ledger(_Timeline):
-    """Bytes of the storages that are alive, by part; keeps the split at the highest point."""
-
-    def __init__(self, block, device):
-        super().__init__()
-        self.block, self.device, self.live, self.now = block, device, {}, Counter()
-        self.bytes = self.peak = self.made = self.made_at_peak = 0
-        self.split, self.phase = Counter(), "forward"
-        self.enter("forward")
-
-    def enter(self, phase):
-        super().enter(phase)
-        self.note(self.bytes)
-
-    def add(self, tensor, part, rename=False):
-        if tensor.device.type != self.device:
-            return
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        entry = self.live.get(key)
-        if entry is None:
-            size = -(-storage.nbytes() // self.block) * self.block
-            if size:
-                self.made += 1
-                self.live[key] = [size, part, self.made]
-                self.now[part] += size
-                self.bytes += size
-                weakref.finalize(storage, self._drop, key).atexit = False
-                self._compare()
-        elif rename and entry[1] != part:
-            counts = [self.now]
-            if entry[2] <= self.made_at_peak:  # it was alive then, and was already what we now know it to be
-                counts.append(self.split)
-            for count in counts:
-                count[entry[1]] -= entry[0]
-                count[part] += entry[0]
-            entry[1] = part
-
-    def _drop(self, key):
-        size, part, _ = self.live.pop(key)
-        self.now[part] -= size
-        self.bytes -= size
-
-    def _compare(self):
-        self.note(self.bytes)
-        if self.bytes > self.peak:
-            self.peak, self.split, self.phase = self.bytes, Counter(self.now), self.timeline[-1]["phase"]
-            self.made_at_peak = self.made
-
-    def close(self):
-        super().close()
-        self.split = {part: self.split.get(part, 0) for part in PARTS}
-
-
-class _Allocator(_Timeline):
-    """The peak of each phase from CUDA's allocator; the split from the ledger, with the difference as temporaries."""
-
-    def __init__(self, device, ledger):
-        import torch
-
-        super().__init__()
-        self.cuda, self.device, self.ledger, self.requested, self.reserved = torch.cuda, device, ledger, 0, 0
-        self.cuda.synchronize(device)
-        self.cuda.reset_peak_memory_stats(device)
-        super().enter("forward")
-
-    def enter(self, phase):
-        self._read()
-        super().enter(phase)
-
-    def _read(self):
-        stats = self.cuda.memory_stats(self.device)  # kept by the host: needs no synchronisation
-        self.note(stats["allocated_bytes.all.peak"])
-        self.requested = max(self.requested, stats["requested_bytes.all.peak"])
-        self.reserved = max(self.reserved, stats["reserved_bytes.all.peak"])
-        self.cuda.reset_peak_memory_stats(self.device)
-
-    def close(self):
-        self.cuda.synchronize(self.device)
-        self._read()
-        super().close()
-        self.ledger.close()
-
-    @property
-    def peak(self):
-        return max(self.phases.values())
-
-    @property
-    def phase(self):
-        return max(self.phases, key=self.phases.get)
-
     @property
     def split(self):
-        parts = {part: self.ledger.split.get(part, 0) for part in PARTS}
-        return parts | {"temporaries": parts["temporaries"] + max(0, self.peak - self.ledger.peak)}
+        parts = {part: self.at_highest.get(part, 0) for part in PARTS}
+        return parts | {"temporaries": parts["temporaries"] + max(0, self.peak - self.highest)}
 
 
 @contextlib.contextmanager
-def _watching(model, ledger, allocator=None):
-    """While it is open, every storage that an operator makes is in the ledger, and the phases are told."""
-    import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+def _watching(model, ledger):
+    """While it is open, every storage that an operator of this thread makes is in the ledger, and the phases are told.
 
-    books = [ledger, allocator] if allocator else [ledger]
-    mode = contextlib.ExitStack()
-
-    def enter(phase):
-        for book in books:
-            book.enter(phase)
+    Gives two functions to call with the optimizer, before and after its step.
+    """
+    thread, mode = threading.current_thread(), contextlib.ExitStack()
 
     def keep_gradient(parameter):
         if parameter.grad is not None:
@@ -793,57 +694,55 @@ def _watching(model, ledger, allocator=None):
                 if isinstance(value, torch.Tensor):
                     ledger.add(value, "optimizer", rename=True)
 
-    def before_step(optimizer, args, kwargs):
-        keep_state(optimizer)
-        enter("step")
+    def before_step(optimizer, *_):
+        if threading.current_thread() is thread:  # as a hook it is called for every optimizer of the process
+            keep_state(optimizer)
+            ledger.enter("step")
 
-    def after_step(optimizer, args, kwargs):
-        keep_state(optimizer)
-        for book in books:
-            book.step += 1
-        enter("forward")
-        if allocator and ledger.step > STEPS:  # the split is known: from here on only the allocator is read
-            mode.close()
+    def after_step(optimizer, *_):
+        if threading.current_thread() is thread:
+            keep_state(optimizer)
+            ledger.step += 1
+            ledger.enter("forward")
+            if ledger.on_cuda and ledger.step > STEPS:  # the split is known: from here on only the allocator is asked
+                mode.close()
 
     for parameter in model.parameters():
         ledger.add(parameter, "weights", rename=True)
         keep_gradient(parameter)
     for buffer in model.buffers():
         ledger.add(buffer, "weights", rename=True)
-    for module in _four_bit(model):
+    four_bit = _four_bit(model)
+    for module in four_bit:
         for constant in _constants(module.weight.quant_state):
             ledger.add(constant, "quantisation constants", rename=True)
-    handles = [
-        model.register_forward_pre_hook(lambda *_: enter("forward" if torch.is_grad_enabled() else "evaluation")),
-        model.register_forward_hook(lambda *_: enter("backward") if torch.is_grad_enabled() else None),
-        register_optimizer_step_pre_hook(before_step),
-        register_optimizer_step_post_hook(after_step),
-        *(p.register_post_accumulate_grad_hook(keep_gradient) for p in model.parameters() if p.requires_grad),
-    ]
+
+    def before_forward(*_):
+        ledger.enter("forward" if torch.is_grad_enabled() else "evaluation")
+
+    def after_forward(*_):
+        if torch.is_grad_enabled():
+            ledger.enter("backward")
+
+    handles = [model.register_forward_pre_hook(before_forward), model.register_forward_hook(after_forward)]
+    handles += [p.register_post_accumulate_grad_hook(keep_gradient) for p in model.parameters() if p.requires_grad]
     try:
         with mode:
-            mode.enter_context(_dispatch(ledger))
-            yield
+            mode.enter_context(_dispatch(ledger, four_bit))
+            yield before_step, after_step
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _constants(state):
-    tensors = [state.absmax, state.code, state.offset, *(_constants(state.state2) if state.state2 is not None else ())]
-    return [tensor for tensor in tensors if tensor is not None]
-
-
-def _dispatch(ledger):
+def _dispatch(ledger, four_bit):
     """A mode that torch calls for each operator, forward and backward: what it returns goes into the ledger."""
-    import torch
+    in_backward, tree_iter = _inside("_current_graph_task_id"), _inside("tree_iter")
+    gemm_4bit = _inside("gemm_4bit").default if four_bit else None
 
-    inside = _inside()
-    in_backward, tree_iter = inside.current_graph_task_id, inside.tree_iter
-
-    class Dispatch(inside.TorchDispatchMode):
+    class Dispatch(_inside("TorchDispatchMode")):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function is inside.gemm_4bit:
+            if function is gemm_4bit:
                 with self:  # this operator hides a temporary as large as the weight
                     return _gemm_4bit(*args, **(kwargs or {}))
             out = function(*args, **(kwargs or {}))
@@ -861,10 +760,205 @@ def _dispatch(ledger):
     return Dispatch()
 
 
+# ---- The private surface: all that may break with a new torch, transformers or bitsandbytes is here -------
+# tests/test_memory.py asks for each of these names, and for what each is taken to do.
+
+PRIVATE = (
+    "torch:UntypedStorage._cdata",
+    "torch:ops.aten._scaled_dot_product_attention_math",
+    "torch:ops.aten._scaled_dot_product_efficient_attention",
+    "torch:ops.aten._scaled_dot_product_flash_attention",
+    "torch._C:_current_graph_task_id",
+    "torch._subclasses.fake_tensor:FakeTensorMode",
+    "torch.optim.adam:_get_value",
+    "torch.utils._python_dispatch:TorchDispatchMode",
+    "torch.utils._pytree:tree_iter",
+    "transformers.masking_utils:_ignore_causal_mask_sdpa",
+    "transformers.masking_utils:find_packed_sequence_indices",
+    "transformers.modeling_utils:local_torch_dtype",
+    "transformers.quantizers:AutoHfQuantizer",
+    "bitsandbytes.functional:QuantState",
+    "bitsandbytes.functional:create_dynamic_map",
+    "bitsandbytes.optim:AdamW8bit.get_config",
+    "torch:ops.bitsandbytes.dequantize_4bit",
+    "torch:ops.bitsandbytes.dequantize_blockwise",
+    "torch:ops.bitsandbytes.gemm_4bit",
+)
+
+
+@functools.cache
+def _inside(name):
+    """What one of the private names stands for, by its last word."""
+    return _find(next(where for where in PRIVATE if where.endswith((f".{name}", f":{name}"))))
+
+
+def _find(where):
+    """What "module:name" stands for; `RuntimeError` with the whole name when it is gone."""
+    try:
+        if "bitsandbytes" in where:
+            importlib.import_module("bitsandbytes")  # gives torch its operators
+        return pkgutil.resolve_name(where)
+    except (ImportError, AttributeError) as error:
+        raise RuntimeError(
+            f"{where} is not there ({error}): helpers.memory does not know this version of the library. "
+            "Install the one of constraints.txt."
+        ) from error
+
+
+_turn = threading.RLock()
+
+
+def _alone(original):
+    """Stands for a function that other threads may only call after this prediction."""
+    return original()
+
+
+@contextlib.contextmanager
+def _instead(functions):
+    """Other functions in place of the libraries' own, for this thread only; one thread at a time.
+
+    `functions` has a function for each "module:name"; it gets the one that it stands for, then the arguments.
+    """
+    thread = threading.get_ident()
+
+    def for_all_threads(mine, original):
+        @functools.wraps(original)
+        def function(*args, **kwargs):
+            if threading.get_ident() == thread:
+                return mine(original, *args, **kwargs)
+            with _turn if mine is _alone else contextlib.nullcontext():
+                return original(*args, **kwargs)
+
+        return function
+
+    with _turn, contextlib.ExitStack() as put_back:
+        for where, mine in functions.items():
+            owner, name = re.fullmatch(r"(.+)[.:](\w+)", where).groups()
+            owner, original = _find(owner), _find(where)
+            put_back.callback(setattr, owner, name, original)
+            setattr(owner, name, for_all_threads(mine, original))
+        try:
+            yield
+        finally:
+            thread = None  # whoever kept one of them has the original from now on
+
+
+class _Making(torch.overrides.TorchFunctionMode):
+    """What is made without a dtype gets this one; torch's own default, which transformers sets, is for all threads."""
+
+    MAKERS = (
+        torch.empty, torch.ones, torch.zeros, torch.rand, torch.randn, torch.full, torch.arange, torch.linspace,
+        torch.logspace, torch.eye, torch.tensor, torch.as_tensor, torch.scalar_tensor,
+    )  # fmt: skip
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if function not in self.MAKERS or (kwargs or {}).get("dtype") or hasattr(args[0] if args else None, "dtype"):
+            return made
+        return made.to(self.dtype) if made.dtype == torch.get_default_dtype() else made
+
+
+def _handle(original, logger, entry):
+    if entry.levelno >= logging.ERROR:
+        original(logger, entry)
+
+
+BUILDING = {  # a model that is only built to be counted: its dtype is no default, and the libraries give no advice
+    "transformers.modeling_utils:local_torch_dtype": lambda original, dtype, *_: _Making(dtype),
+    "warnings:showwarning": lambda original, *_, **__: None,
+    "logging:Logger.handle": _handle,
+}
+
+
+def _operators(device, optim, autocast, encoder_decoder):
+    """What fake CPU tensors are trained with; fake CUDA ones cannot be made without CUDA, so they take its operators.
+
+    They have no values. Where the libraries look at values, they are told what they would see: the step is 1, no rows
+    are packed, no label is left out, and the labels of an encoder-decoder are not padded.
+    """
+    changed = {
+        "transformers.masking_utils:find_packed_sequence_indices": lambda original, *_, **__: None,
+        "torch.optim.adam:_get_value": lambda original, _: 1.0,
+        "torch:Tensor.nonzero": lambda original, x: torch.zeros(x.numel(), x.dim(), dtype=torch.long),
+    }
+    if autocast:
+        changed["torch:clear_autocast_cache"] = _alone  # the copies of this thread's weights would be gone too
+    if optim == "adamw_8bit":
+        changed["bitsandbytes.functional:create_dynamic_map"] = lambda original, *_, **__: torch.empty(256)
+    if encoder_decoder:
+        changed["transformers.masking_utils:_ignore_causal_mask_sdpa"] = (
+            lambda original, padding_mask=None, *args, **kwargs: original(None, *args, **kwargs)
+        )
+    return changed | (_cuda_operators(autocast) if device == "cuda" else {})
+
+
+def _cuda_operators(autocast):
+    """CUDA's dropout keeps a mask of one byte each, its attention never the scores, its autocast does some in fp32."""
+
+    def dropout(original, x, p=0.5, training=True, inplace=False):
+        return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
+
+    def attention(original, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        if autocast:
+            q, k, v = (tensor.to(autocast) for tensor in (q, k, v))
+        if attn_mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256:
+            flash = _inside("_scaled_dot_product_flash_attention")
+            return flash(q, k, v, dropout_p, is_causal, scale=scale)[0]
+        if enable_gqa and q.shape[1] != k.shape[1]:  # only flash attention knows shared heads
+            math_only = _inside("_scaled_dot_product_attention_math")
+            return math_only(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=True)[0]
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill_(~attn_mask, -math.inf)
+        if attn_mask is not None:
+            attn_mask = attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        efficient = _inside("_scaled_dot_product_efficient_attention")
+        return efficient(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+
+    def in_fp32(original, *args, **kwargs):
+        args = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+        return original(*args, **kwargs)
+
+    operators = {"dropout": dropout, "scaled_dot_product_attention": attention}
+    if autocast:
+        operators |= dict.fromkeys(("layer_norm", "softmax", "log_softmax", "cross_entropy"), in_fp32)
+    return {f"torch.nn.functional:{name}": function for name, function in operators.items()}
+
+
+def _packed(module, dtype):
+    """A 4-bit weight as bitsandbytes keeps it: two numbers a byte, and constants for each block of 64."""
+
+    def empty(count, dtype):
+        return torch.empty(count, dtype=dtype, device="cpu")
+
+    old, shape, state_of = module.weight, (module.out_features, module.in_features), _inside("QuantState")
+    numbers = math.prod(shape)
+    blocks = -(-numbers // old.blocksize)
+    nested = {}
+    if old.compress_statistics:  # the constants are themselves quantised: 8 bits, in blocks of 256
+        outer = empty(-(-blocks // 256), torch.float32)
+        outer = state_of(absmax=outer, blocksize=256, code=empty(256, torch.float32), dtype=torch.float32)
+        nested = {"offset": empty((), torch.float32), "state2": outer}
+    weight = empty((-(-numbers // (2 * old.quant_storage.itemsize)), 1), old.quant_storage)
+    weight = torch.nn.Parameter(weight, requires_grad=False)
+    weight.quant_state = state_of(
+        absmax=empty(blocks, torch.uint8 if nested else torch.float32), shape=torch.Size(shape), dtype=dtype,
+        blocksize=old.blocksize, code=empty(16, torch.float32), quant_type=old.quant_type, **nested,
+    )  # fmt: skip
+    module.quant_state = weight.quant_state
+    return weight
+
+
+def _constants(state):
+    tensors = [state.absmax, state.code, state.offset, *(_constants(state.state2) if state.state2 is not None else ())]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
 def _gemm_4bit(x, weight, shape, absmax, blocksize, quant_type, bias=None, absmax_8bit=None, code=None, offset=None):
     """bitsandbytes' product with a 4-bit weight, in the steps of its CPU kernel (and of CUDA's, for many rows)."""
-    import torch
-
     ops = torch.ops.bitsandbytes
     if absmax_8bit is not None:
         absmax = ops.dequantize_blockwise.default(absmax_8bit, absmax, code, 256, torch.float32) + offset
@@ -872,110 +966,19 @@ def _gemm_4bit(x, weight, shape, absmax, blocksize, quant_type, bias=None, absma
     return torch.nn.functional.linear(x, weight, bias)
 
 
-# ---- The private surface: all that may break with a new torch or transformers is here -------------------
+def _adamw_8bit(parameters, network):
+    from bitsandbytes.optim import AdamW8bit
 
+    optimizer = AdamW8bit(parameters, lr=1e-4)
+    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
+    usual = optimizer.get_config
 
-@functools.cache
-def _inside():
-    """What this module needs of the inside of torch, transformers and bitsandbytes, in one place."""
-    names = {
-        "FakeTensorMode": "torch._subclasses.fake_tensor",
-        "TorchDispatchMode": "torch.utils._python_dispatch",
-        "tree_iter": "torch.utils._pytree",
-        "_current_graph_task_id": "torch._C",
-        "find_packed_sequence_indices": "transformers.masking_utils",
-        "_ignore_causal_mask_sdpa": "transformers.masking_utils",
-    }
-    try:
-        found = {name.lstrip("_"): getattr(importlib.import_module(module), name) for name, module in names.items()}
-    except (ImportError, AttributeError) as error:
-        raise RuntimeError(f"{error}: this torch or transformers is newer than helpers.memory knows.") from error
-    try:
-        import torch
-        from bitsandbytes.functional import QuantState
+    def get_config(group, index, settings):  # the Trainer has the state of embeddings kept in 32 bits
+        in_full = {"optim_bits": 32} if id(parameters[index]) in embeddings else {}
+        return usual(group, index, settings) | in_full
 
-        found |= {"QuantState": QuantState, "gemm_4bit": torch.ops.bitsandbytes.gemm_4bit.default}
-    except (ImportError, AttributeError):  # no bitsandbytes for this machine: all but 4-bit works
-        found |= {"QuantState": None, "gemm_4bit": None}
-    return types.SimpleNamespace(**found)
-
-
-@contextlib.contextmanager
-def _operators(device, autocast, encoder_decoder):
-    """Fake CPU tensors take the operators that the device would take; fake CUDA ones cannot be made without CUDA.
-
-    They have no values. Where the libraries look at values, they are told what they would see: the step is 1, no rows
-    are packed, no label is left out, and the labels of an encoder-decoder are not padded.
-    """
-    import torch
-    import torch.nn.functional as F
-    from transformers import masking_utils
-
-    needs_no_mask = _inside().ignore_causal_mask_sdpa
-    changed = {
-        (masking_utils, "find_packed_sequence_indices"): lambda *_, **__: None,
-        (importlib.import_module("torch.optim.adam"), "_get_value"): lambda _: 1.0,
-        (torch.Tensor, "nonzero"): lambda tensor: torch.zeros(tensor.numel(), tensor.dim(), dtype=torch.long),
-    }
-    if _inside().QuantState:
-        import bitsandbytes
-
-        changed[bitsandbytes.functional, "create_dynamic_map"] = lambda *_, **__: torch.empty(256)
-    if encoder_decoder:
-        changed[masking_utils, "_ignore_causal_mask_sdpa"] = lambda padding_mask=None, *a, **k: needs_no_mask(
-            None, *a, **k
-        )
-    if device == "cuda":
-        changed |= {(F, name): function for name, function in _cuda_operators(autocast).items()}
-    before = {(owner, name): getattr(owner, name) for owner, name in changed}
-    try:
-        for (owner, name), function in changed.items():
-            setattr(owner, name, function)
-        yield
-    finally:
-        for (owner, name), function in before.items():
-            setattr(owner, name, function)
-
-
-def _cuda_operators(autocast):
-    """CUDA's dropout keeps a mask of one byte each, its attention never the scores, its autocast does some in fp32."""
-    import torch
-    import torch.nn.functional as F
-
-    aten = torch.ops.aten
-
-    def dropout(x, p=0.5, training=True, inplace=False):
-        return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
-
-    def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        if autocast:
-            q, k, v = (tensor.to(autocast) for tensor in (q, k, v))
-        if attn_mask is None and q.dtype != torch.float32 and q.shape[-1] <= 256:
-            return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
-        if enable_gqa and q.shape[1] != k.shape[1]:  # only flash attention knows shared heads
-            return aten._scaled_dot_product_attention_math(
-                q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=True
-            )[0]
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill_(~attn_mask, -math.inf)
-        if attn_mask is not None:
-            attn_mask = attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
-        return aten._scaled_dot_product_efficient_attention(
-            q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale
-        )[0]
-
-    def in_fp32(function):
-        def called(*args, **kwargs):
-            args = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
-            return function(*args, **kwargs)
-
-        return called
-
-    operators = {"dropout": dropout, "scaled_dot_product_attention": attention}
-    if autocast:
-        names = ("layer_norm", "softmax", "log_softmax", "cross_entropy")
-        operators |= {name: in_fp32(getattr(F, name)) for name in names}
-    return operators
+    optimizer.get_config = get_config
+    return optimizer
 
 
 # ---- Checks and texts -----------------------------------------------------------------------------------
@@ -1000,8 +1003,6 @@ def _check_choices(settings):
 
 def _check_length(network, config, length, peft):
     """A row may not be longer than the model has positions; the first ones may be reserved, or taken by a prefix."""
-    import torch
-
     limit = getattr(config, "max_position_embeddings", None)
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx:
@@ -1013,23 +1014,6 @@ def _check_length(network, config, length, peft):
             f"length {length}{prefix} is over the {limit} positions of {type(config).__name__}. Pass at most "
             f"length={limit - virtual}, or a configuration with larger max_position_embeddings."
         )
-
-
-@contextlib.contextmanager
-def _calm():
-    """No advice of the libraries while a model is only built to be counted."""
-    import warnings
-
-    import transformers
-
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(before)
 
 
 def _short(value):

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import threading
 import warnings
 
 import memory_grid as grid
@@ -10,6 +11,7 @@ import peft
 import psutil
 import pytest
 import torch
+import transformers
 from transformers import (
     BertConfig,
     BitsAndBytesConfig,
@@ -40,27 +42,53 @@ def _quiet():
 # ---- The private surface: these fail first when a new torch, transformers or bitsandbytes changes it ----------------
 
 
-def test_canary_the_inside_of_the_libraries_is_where_it_was():
-    inside = memory._inside()
-    assert inside.current_graph_task_id() == -1  # not in a backward pass
+@pytest.mark.parametrize("where", memory.PRIVATE)
+def test_canary_the_inside_of_the_libraries_is_where_it_was(where):
+    assert memory._find(where) is not None
+
+
+def test_canary_what_is_replaced_is_private_and_listed_or_documented():
+    documented = {"torch:Tensor.nonzero", "torch:clear_autocast_cache", "warnings:showwarning", "logging:Logger.handle"}
+    documented |= {
+        where for where in memory._cuda_operators(torch.bfloat16) if where.startswith("torch.nn.functional:")
+    }
+    replaced = memory.BUILDING | memory._operators("cuda", "adamw_8bit", torch.bfloat16, True)
+    assert set(replaced) <= documented | set(memory.PRIVATE)
+    assert all(callable(memory._find(where)) for where in replaced)
+
+
+@pytest.mark.parametrize(("module", "name"), [("transformers.masking_utils", "find_packed_sequence_indices"),
+                                              ("torch.optim.adam", "_get_value")])  # fmt: skip
+def test_canary_a_prediction_says_which_name_is_gone(module, name, monkeypatch):
+    before = torch.nn.functional.dropout
+    monkeypatch.delattr(importlib.import_module(module), name)
+    with pytest.raises(RuntimeError, match=f"{module}:{name} is not there.*Install the one of constraints.txt"):
+        memory.predict(BERT, **SMALL)
+    assert torch.nn.functional.dropout is before
+
+
+def test_canary_the_inside_of_the_libraries_does_what_it_did():
+    in_backward = memory._inside("_current_graph_task_id")
+    assert in_backward() == -1  # not in a backward pass
     seen = []
     x = torch.ones(2, requires_grad=True)
-    x.register_hook(lambda gradient: seen.append(inside.current_graph_task_id()))
+    x.register_hook(lambda gradient: seen.append(in_backward()))
     x.sum().backward()
     assert seen[0] >= 0
-    with inside.FakeTensorMode(allow_non_fake_inputs=True):
+    with memory._inside("FakeTensorMode")(allow_non_fake_inputs=True):
         fake = torch.empty(10**12)
         assert fake.untyped_storage().nbytes() == 4 * 10**12
         assert isinstance(fake.untyped_storage()._cdata, int)
-    assert inside.QuantState is not None
-    assert inside.gemm_4bit is torch.ops.bitsandbytes.gemm_4bit.default
-    assert inside.find_packed_sequence_indices(torch.arange(4)[None]) is None
-    assert inside.ignore_causal_mask_sdpa(None, 4, 4, 0, 0)
-    assert importlib.import_module("torch.optim.adam")._get_value(torch.tensor(3.0)) == 3
+    assert memory._inside("find_packed_sequence_indices")(torch.arange(4)[None]) is None
+    assert memory._inside("_ignore_causal_mask_sdpa")(None, 4, 4, 0, 0)
+    assert memory._inside("_get_value")(torch.tensor(3.0)) == 3
+    with memory._inside("local_torch_dtype")(torch.bfloat16, "AnyModel"):
+        assert torch.ones(1).dtype == torch.bfloat16
+    assert memory._inside("gemm_4bit").default is torch.ops.bitsandbytes.gemm_4bit.default
 
 
 def test_canary_storages_say_when_they_are_freed():
-    ledger = memory._Ledger(1, "cpu")
+    ledger = memory._Ledger("cpu", 1)
     tensor = torch.ones(1000)
     view = tensor[10:]
     ledger.add(tensor, "activations")
@@ -73,14 +101,108 @@ def test_canary_storages_say_when_they_are_freed():
     assert ledger.peak == 4000
 
 
+def libraries():
+    """What a prediction replaces, and what of the libraries is shared by all threads."""
+    replaced = memory.BUILDING | memory._operators("cuda", "adamw_8bit", torch.bfloat16, True)
+    shared = torch.get_default_dtype(), transformers.logging.get_verbosity(), list(warnings.filters)
+    return [memory._find(where) for where in replaced], shared, torch.nn.init.kaiming_uniform_, torch.Tensor.nonzero
+
+
 def test_operators_are_put_back():
-    before = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention, torch.Tensor.nonzero
-    with contextlib.suppress(KeyError), memory._operators("cuda", torch.bfloat16, True):
-        assert torch.nn.functional.dropout is not before[0]
+    before, dropout, kept = libraries(), torch.nn.functional.dropout, []
+    with contextlib.suppress(KeyError), memory._instead(memory._operators("cuda", "sgd", torch.bfloat16, True)):
+        assert torch.nn.functional.dropout is not dropout
+        assert len(torch.tensor([0, 3]).nonzero()) == 2
+        kept.append(torch.nn.functional.softmax)
         raise KeyError
-    after = torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention, torch.Tensor.nonzero
-    assert after == before
+    assert libraries() == before
     assert torch.tensor([0, 3]).nonzero().tolist() == [[1]]
+    assert kept[0](torch.ones(2, dtype=torch.bfloat16), 0).dtype == torch.bfloat16  # the original, whoever kept it
+
+
+@pytest.mark.parametrize("family", grid.FAMILIES)
+def test_a_model_is_built_with_the_dtypes_that_transformers_gives_it(family):
+    auto = getattr(transformers, grid.FAMILIES[family][2])
+    found = []
+    for functions in ({}, memory.BUILDING):
+        with torch.device("meta"), memory._instead(functions):
+            model = auto.from_config(grid.configuration(family), dtype=torch.bfloat16)
+        named = [*model.named_parameters(), *model.named_buffers()]
+        found.append({name: (tensor.dtype, tensor.shape) for name, tensor in named})
+    assert found[0] == found[1]
+    assert torch.bfloat16 in {dtype for dtype, _ in found[0].values()}
+
+
+# ---- Threads: what predicts changes the libraries, but for nobody else ----------------------------------------------
+
+BUSY = {  # predictions that replace as much as they can
+    "bf16, checkpointing": (LLAMA, dict(dtype="bfloat16", activation_checkpointing=True)),
+    "autocast, 8 bit": (BERT, dict(autocast="bfloat16", optim="adamw_8bit")),
+    "4 bit": (LLAMA, dict(peft=LORA, quantization_config=NF4, device="cpu")),
+    "fp16": (T5Config(vocab_size=500, d_model=64, d_kv=32, d_ff=64, num_layers=1, num_heads=2), dict(dtype="float16")),
+}
+
+
+def busy(name):
+    config, settings = BUSY[name]
+    found = memory.predict(config, **SMALL, **settings)
+    return found.peak, found.split, found.phase, found.phases, found.timeline, found.trainable, found.total
+
+
+def losses_until(enough):
+    """A training that uses what predictions replace: dropout, attention, `nonzero`, the default dtype, Adam's step."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**TINY, num_key_value_heads=2, attention_dropout=0.1, use_cache=False)
+    model, found = transformers.LlamaForCausalLM(config), []
+    model.activation_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
+    ids = torch.arange(64).reshape(2, 32) + 5
+    while not enough(found):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=len(found) % 2 == 1):
+            loss = model(input_ids=ids, labels=ids).loss + torch.nn.functional.dropout(torch.ones(50)).std()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        rows = torch.tensor([0.0, loss.item(), 0.0]).nonzero()
+        found.append((loss.item(), rows.tolist(), torch.ones(1).dtype, torch.randn(1).item()))
+    return found
+
+
+def test_predictions_and_a_training_in_another_thread_leave_each_other_alone():
+    alone, before = {name: busy(name) for name in BUSY}, libraries()
+    done, found = threading.Event(), []
+    thread = threading.Thread(target=lambda: found.extend(losses_until(lambda steps: done.is_set())))
+    thread.start()
+    try:
+        beside = {name: busy(name) for name in BUSY}
+    finally:
+        done.set()
+        thread.join()
+    assert beside == alone
+    assert libraries() == before
+    assert len(found) > 3, "the training had no turn"
+    assert found == losses_until(lambda steps: len(steps) == len(found))
+
+
+def test_two_predictions_at_once_are_both_right():
+    alone, before, found = {name: busy(name) for name in BUSY}, libraries(), {}
+    threads = [threading.Thread(target=lambda name=name: found.update({name: busy(name)})) for name in BUSY]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
+    assert libraries() == before
+
+
+def test_a_measurement_does_not_count_the_steps_of_another_thread():
+    model, batch, _ = model_and_batch()
+    other = threading.Thread(target=lambda: losses_until(lambda steps: len(steps) == 2))
+    with memory.measure(model) as measured:
+        other.start()
+        other.join()
+        grid.train(model, batch, steps=1)
+    assert [point["phase"] for point in measured.timeline] == ["forward", "backward", "step"]
 
 
 # ---- Predictions ----------------------------------------------------------------------------------------------------
@@ -115,6 +237,15 @@ def test_the_committed_grid_is_within_its_bounds_and_complete():
     assert {(row["family"], row["method"]) for row in found["curve"]} == {
         (c["family"], c["method"]) for c in grid.grid()
     }
+
+
+def test_the_committed_speed_is_within_its_bounds():
+    found = json.loads((grid.OUTPUT.parent / "speed.json").read_text())["curve"]
+    assert [row["prediction"] for row in found] == ["bert-base, full", "7B, LoRA", "7B, QLoRA"]
+    assert [row["cpu_s_limit"] for row in found] == [5, 30, 30]
+    for row in found:
+        assert row["cpu_s"] <= row["cpu_s_limit"]
+        assert row["resident_gib"] <= row["resident_gib_limit"] == 2
 
 
 def test_weights_gradients_and_optimizer_are_the_sum_by_hand():
@@ -310,9 +441,8 @@ def test_allocator_keeps_the_peak_of_each_phase(monkeypatch):
 
     cuda = Cuda()
     monkeypatch.setattr(torch, "cuda", cuda)
-    ledger = memory._Ledger(512, "cuda")
-    ledger.peak, ledger.split = 38, {"weights": 30, "activations": 8}
-    allocator = memory._Allocator("cuda", ledger)
+    allocator = memory._Ledger("cuda", 512)
+    allocator.highest, allocator.at_highest = 38, {"weights": 30, "activations": 8}
     for phase in ("backward", "step"):
         allocator.enter(phase)
     allocator.step = 2
