@@ -210,6 +210,7 @@ def _counted(title, wrapped, shapes):
 
 def _owner(name, shapes):
     """The layer of the base that a parameter of the adapter belongs to, or the first part of its own name."""
+    name = re.sub(r"\.modules_to_save\.[^.]+", "", name)
     parts = name.removeprefix("base_model.").removeprefix("model.").split(".")
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in shapes:

@@ -73,6 +73,10 @@ def test_the_well_known_count_of_roberta_is_not_what_peft_trains():
         "roberta.encoder.layer.*.intermediate.dense",
         "roberta.encoder.layer.*.output.dense",
     }
+    assert [(row["layer"], row["shape"]) for row in planned.rows if row["whole"]] == [
+        ("classifier.dense", "768x768"),
+        ("classifier.out_proj", "3x768"),
+    ]
 
 
 @pytest.mark.parametrize(
