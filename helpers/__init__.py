@@ -6,6 +6,7 @@
 | `data`    | read, check, split, tokenise, mask prompts, measure lengths and leakage               |
 | `metrics` | `evaluate.Metric` modules that need no network, intervals, `compute_metrics`          |
 | `generate` | what a model writes for a list of prompts, in batches; answers side by side          |
+| `adapters` | what an adapter would train, whether a saved one fits, its life from saving to merging          |
 | `record`  | save, load and tabulate runs                                                          |
 | `plots`   | takes numbers and an `ax`, returns the `ax`                                           |
 | `checks`  | exercise checks that name the mistake                                                 |

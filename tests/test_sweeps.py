@@ -11,7 +11,11 @@ from helpers import env, record
 from notebooks import NOTEBOOKS, tagged
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
-SWEEPS = {"01_classification": "rate-", "02_generation": "rate-", "03_full_fine_tuning": "lever-", "05_qlora": "rate-"}
+SWEEPS = {
+    "01_classification": "rate-",
+    "02_generation": "rate-",
+    "03_full_fine_tuning": "lever-",
+}
 TOLERANCE = 0.04  # another processor rounds differently: a few of 600 rows may fall to the other side
 # Of 300 rows, and one token that falls to the other side spoils a whole text.
 TOLERANCES = {"02_generation": 0.1, "05_qlora": 0.1}
@@ -33,7 +37,7 @@ def test_a_point_of_the_sweep_gives_its_record_again(name, monkeypatch, tmp_path
     exec(sweep_cells(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)), space)
     point = {key: value for key, value in run["settings"].items() if key != "model"}
     found = space["sweep_point"](**point)
-    for part, accuracy in run["metrics"].items():
-        assert found[part] == pytest.approx(accuracy, abs=TOLERANCES.get(name, TOLERANCE)), (
-            f"{run['name']} on {env.device()}: {part}"
-        )
+    tolerance = TOLERANCES.get(name, TOLERANCE)
+    for part, value in run["metrics"].items():  # a loss may be far above 1: there the tolerance is a share
+        near = pytest.approx(value, abs=tolerance, rel=tolerance)
+        assert found[part] == near, f"{run['name']} on {env.device()}: {part}"
