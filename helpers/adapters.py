@@ -281,7 +281,7 @@ def check_fits(folder, model, *, any_name=False):
     weights = {name.replace(".original_module", ""): p.shape for name, p in base.named_parameters()}
     with safe_open(files["weights"], framework="np") as saved:
         shapes = {key: saved.get_slice(key).get_shape() for key in saved.keys()}  # noqa: SIM118, it is no dict
-    for key, shape in shapes.items():
+    for key, shape in sorted(shapes.items(), key=lambda item: ".lora_" not in item[0]):  # sizes first, then the head
         _check_shape(folder.name, key.removeprefix("base_model.model."), shape, modules, weights)
 
 
@@ -300,7 +300,12 @@ def _check_shape(folder, key, shape, modules, weights):
                 f"the adapter in {folder} expects {half[1]} with {found} {'inputs' if half[2] == 'A' else 'outputs'}, "
                 f"this base has {wanted}: it is of a model of another size."
             )
-    elif key in weights and list(weights[key]) != list(shape):
+    elif key in weights and shape[1:] != list(weights[key][1:]):
+        raise ValueError(
+            f"the adapter in {folder} has {key} of {shape}, this base of {list(weights[key])}: it is of a model of "
+            "another size."
+        )
+    elif key in weights and shape[0] != weights[key][0]:
         raise ValueError(
             f"the adapter in {folder} has {key} with {shape[0]} rows, this base with {weights[key][0]}: they have "
             f"another number of labels. Load the base with num_labels={shape[0]}."

@@ -157,8 +157,10 @@ def base(family, **changes):
     config, kind, _, _ = FAMILIES[family]
     models = getattr(transformers, kind)
     transformers.set_seed(0)
+    if isinstance(config, str) and changes:
+        return models.from_config(transformers.AutoConfig.from_pretrained(config, num_labels=3, **changes))
     if isinstance(config, str):
-        return models.from_pretrained(config, num_labels=3, **changes).eval()
+        return models.from_pretrained(config, num_labels=3).eval()
     config = copy.deepcopy(config)
     config.update(changes)
     return models.from_config(config).eval()
@@ -247,6 +249,7 @@ def test_an_adapter_fits_its_own_base(family, tmp_path):
         ("encoder", dict(num_hidden_layers=1), ["lacks", "of another model"]),
         ("decoder", dict(intermediate_size=96), ["with 64", "this base has 96"]),
         ("encoder-decoder", dict(num_layers=1), ["lacks"]),
+        ("tiny-encoder", dict(hidden_size=64, num_attention_heads=2), ["160 inputs", "this base has 64"]),
     ],
 )
 def test_an_adapter_of_another_base_is_an_error(family, changes, words, tmp_path):
