@@ -15,6 +15,7 @@ SWEEPS = {
     "01_classification": "rate-",
     "02_generation": "rate-",
     "03_full_fine_tuning": "lever-",
+    "04_lora": "grid-",
     "05_qlora": "rate-",
 }
 TOLERANCE = 0.04  # another processor rounds differently: a few of 600 rows may fall to the other side

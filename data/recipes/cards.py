@@ -22,6 +22,7 @@ NOTEBOOKS = {
     "01_classification": ("How does a pre-trained encoder become a classifier, and is it any good?", 45),
     "02_generation": ("Which tokens count when a model learns to write?", 60),
     "03_full_fine_tuning": ("What does it cost to change every weight?", 60),
+    "04_lora": ("How few weights can you train, and what does it really buy?", 75),
     "05_qlora": ("What does a four-bit base cost you?", 60),
 }
 FILES = {  # ending, the columns to read, and what is to be found
