@@ -19,8 +19,9 @@ SWEEPS = {
     "05_qlora": "rate-",
 }
 TOLERANCE = 0.04  # another processor rounds differently: a few of 600 rows may fall to the other side
-# Of 300 rows, and one token that falls to the other side spoils a whole text.
-TOLERANCES = {"02_generation": 0.1, "05_qlora": 0.1}
+# Of 300 rows, and one token that falls to the other side spoils a whole text; at the highest rates of 04 training falls
+# apart, and then rounding decides more.
+TOLERANCES = {"02_generation": 0.1, "04_lora": 0.1, "05_qlora": 0.1}
 
 
 def sweep_cells(notebook):
@@ -41,5 +42,5 @@ def test_a_point_of_the_sweep_gives_its_record_again(name, monkeypatch, tmp_path
     found = space["sweep_point"](**point)
     tolerance = TOLERANCES.get(name, TOLERANCE)
     for part, value in run["metrics"].items():  # a loss may be far above 1: there the tolerance is a share
-        near = pytest.approx(value, abs=tolerance, rel=tolerance)
+        near = None if value is None else pytest.approx(value, abs=tolerance, rel=tolerance)  # None: not of this way
         assert found[part] == near, f"{run['name']} on {env.device()}: {part}"
