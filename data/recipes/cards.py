@@ -66,7 +66,7 @@ def contents(row, columns):
 
 def encoder_scores():
     """Accuracy on the test parts, mean and 95 % interval over the seeds."""
-    runs = record.load(DATA / "results" / "01_classification")
+    runs = record.load(DATA / "results" / "01_classification" / "tiny-encoder")
     runs = [run for run in runs if run["name"].startswith(("parts-", "fresh-"))]
     rows = []
     for part in [*PARTS[3:], "test_fresh"]:
@@ -81,8 +81,8 @@ def encoder_scores():
 
 def writer_scores(kind):
     """What a model that writes scores on the test parts, mean and 95 % interval over the seeds."""
-    runs = record.load(DATA / "results" / "02_generation")
-    runs = [run for run in runs if run["name"].startswith("parts-") and run["settings"]["model"] == f"tiny-{kind}"]
+    runs = record.load(DATA / "results" / "02_generation" / f"tiny-{kind}")
+    runs = [run for run in runs if run["name"].startswith("parts-")]
     rows = []
     for task in dict.fromkeys(run["settings"]["task"] for run in runs):
         for start in ("pretrained", "random"):
