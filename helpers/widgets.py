@@ -511,7 +511,8 @@ def _points(curve, key, most=300):
 def will_it_fit(**settings):
     """A panel that predicts the peak memory of a training by part, against the memory of a GPU.
 
-    `model` is one of `SHAPES`, a name in `data/models`, a folder or a Hub id; `gpu` one of `GPUS`; `method` full, LoRA or QLoRA (on all linear
+    `model` is one of `SHAPES`, a name in `data/models`, a folder or a Hub id; `gpu` one of `GPUS`; `method` full,
+    LoRA or QLoRA (on all linear
     layers); then `rank`, `batch`, `length`, `precision`, `checkpointing` and `optimizer`. Each may be given here, or to
     `panel.start(...)`. What does not fit gets the smallest change that does: smaller batches, checkpointing, LoRA,
     QLoRA, shorter rows, in this order. A newer setting wins over a prediction under way; predictions are kept.
