@@ -33,7 +33,8 @@ NOT_METRICS = ("epoch", "step", "total_flos")  # and the times of the Trainer
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models"
 SHAPES = {  # sizes to ask about without a download: those of well-known models
     "110M BERT-base": ("bert", {}),
-    "395M ModernBERT-large": ("modernbert", dict(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28)),
+    "395M ModernBERT-large": ("modernbert", dict(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28,
+                                               num_attention_heads=16)),
     "1.2B Llama": ("llama", dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
                                  num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True)),
     "3B Llama": ("llama", dict(hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24,
@@ -471,7 +472,7 @@ def _history(records):
 
 def _svg(curve, earlier, width=640, height=240):
     """Loss over the steps: training in its colour, validation in its own, earlier runs faint. A text, made in 1 ms."""
-    lines = [(_points(run, "eval_loss") or _points(run, "loss"), "earlier", "#999999") for run in earlier.values()]
+    lines = [(_points(run, key), "earlier", "#999999") for run in earlier.values() for key in ("loss", "eval_loss")]
     lines += [(_points(curve, "loss"), "train", plots.COLOURS["train"])]
     lines += [(_points(curve, "eval_loss"), "validation", plots.COLOURS["validation"])]
     every = [point for points, _, _ in lines for point in points]
