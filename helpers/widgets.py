@@ -176,13 +176,14 @@ def _is_log(values):
 
 def _tie(slider, text, whole):
     """The number in the box is exact; a slider that is dragged gives two digits."""
-
-    def short(value):
-        return value if whole else float(f"{value:.2g}")
+    log = isinstance(slider, ipywidgets.FloatLogSlider)
 
     def moved(change):
-        if short(text.value) != short(change["new"]):
-            text.value = min(max(short(change["new"]), text.min), text.max)
+        place, old = (math.log10(value) if log else value for value in (change["new"], text.value))
+        if abs(place - old) <= 0.51 * slider.step and not whole:
+            return  # the front end only rounded what was typed to a place of the slider
+        value = change["new"] if whole else float(f"{change['new']:.2g}")
+        text.value = min(max(value, text.min), text.max)
 
     slider.observe(moved, "value")
     text.observe(lambda change: setattr(slider, "value", change["new"]), "value")
@@ -349,6 +350,8 @@ class _Tuning(_Panel):
     def _show_history(self):
         self.history.value = _history(self.records)
         self.chosen.options = [run["name"] for run in reversed(self.records)]
+        self.chosen.index = None  # new options leave the list of the front end without a choice
+        self.chosen.index = 0 if self.records else None
 
     def _use(self):
         """The code of the chosen run; the controls go to its settings."""
@@ -467,7 +470,8 @@ def _history(records):
         lines.append(f'<tr><th scope="row">{html.escape(run["name"])}</th>{cells}{rest}</tr>')
     head = f'<tr><th scope="col">run</th>{heads}<th scope="col">seconds</th><th scope="col">outcome</th></tr>'
     caption = "<caption>runs, the last one first; marked: differs from the run before</caption>"
-    return f'<table class="tuning-history">{caption}<thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>'
+    look = 'class="tuning-history" style="border-spacing: 1em 0"'
+    return f"<table {look}>{caption}<thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _svg(curve, earlier, width=640, height=240):

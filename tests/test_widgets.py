@@ -158,6 +158,8 @@ def test_a_typed_number_is_exact_and_a_dragged_one_has_two_digits(panel):
     text, slider = panel.controls["learning_rate"], panel.box.children[0].children[1]
     text.value = 0.00031416
     assert (text.value, slider.value) == (0.00031416, 0.00031416)
+    slider.value = 10**-3.5  # what the front end makes of what was typed
+    assert text.value == 0.00031416
     slider.value = 10**-2.5
     assert text.value == 0.0032
 
