@@ -116,11 +116,12 @@ def _generated(model, tokenizer, inputs, options):
     return made[:, 1 if encoder_decoder else width :].tolist()
 
 
-def next_tokens(model, tokenizer, prompt, *, shown=10, **generation):
-    """The likeliest first tokens of the answer: a list of dicts of token, probability and kept, the likeliest first.
+def next_tokens(model, tokenizer, prompt, *, at=1, shown=10, **generation):
+    """The likeliest tokens at a place of the answer: a list of dicts of token, probability, kept and after.
 
     `probability` is the model's, `kept` what is left for drawing once penalties, temperature, top-k and top-p of
-    `generation` have acted; when nothing is drawn, the best token keeps it all. Beams play no part here.
+    `generation` have acted; when nothing is drawn, the best token keeps it all. `at` counts the tokens of the answer,
+    `after` is its text up to there. Beams play no part here.
 
     >>> from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     >>> from helpers import env
@@ -138,14 +139,18 @@ def next_tokens(model, tokenizer, prompt, *, shown=10, **generation):
     with _undisturbed(model):
         ids = torch.tensor([_ids(model, tokenizer, prompt, 1)]).to(model.device)
         options = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | generation
-        one = {"num_beams": 1, "max_new_tokens": 1, "return_dict_in_generate": True}
+        options["eos_token_id"] = _end_ids(model, tokenizer)
+        one = {"num_beams": 1, "max_new_tokens": at, "return_dict_in_generate": True}
         outputs = {"output_logits": True, "output_scores": True}
         made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options | one | outputs)
-    of_model, kept = made.logits[0][0].float().softmax(-1), made.scores[0][0].float().softmax(-1)
+    of_model, kept = made.logits[-1][0].float().softmax(-1), made.scores[-1][0].float().softmax(-1)
     if not options["do_sample"]:
         kept = torch.nn.functional.one_hot(kept.argmax(), len(kept)).float()
-    order = of_model.topk(min(shown, len(of_model))).indices.tolist()
-    return [{"token": tokenizer.decode([i]), "probability": of_model[i].item(), "kept": kept[i].item()} for i in order]
+    after = tokenizer.decode(made.sequences[0][-len(made.logits) : -1])
+    return [
+        {"token": tokenizer.decode([i]), "probability": of_model[i].item(), "kept": kept[i].item(), "after": after}
+        for i in of_model.topk(min(shown, len(of_model))).indices.tolist()
+    ]
 
 
 def compare(prompts, references, **columns):

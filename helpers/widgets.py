@@ -27,6 +27,7 @@ import ipywidgets
 
 from helpers import generate, plots, record
 
+WIDE = {"description_width": "12em"}
 REDRAW_S = 0.2  # at most five drawings a second
 POINTS = 5  # of a sweep over a range
 NOT_METRICS = ("epoch", "step", "total_flos")  # and the times of the Trainer
@@ -139,7 +140,7 @@ def _status(text):
 def _control(name, values, default=inspect.Parameter.empty):
     """A labelled control, and all widgets that show it: what is typed or dragged is in the first one's `value`."""
     given = default is not inspect.Parameter.empty
-    label = {"description": name, "style": {"description_width": "10em"}, "tooltip": name}
+    label = {"description": name, "style": WIDE, "tooltip": name}
     if isinstance(values, bool):
         box = ipywidgets.Checkbox(default if given else values, description=name, indent=True, tooltip=name)
         return box, [box]
@@ -251,13 +252,12 @@ class _Tuning(_Panel):
         self.controls = {name: control for name, (control, _) in made.items()}
         ways = {"once": {}} | ({"with three seeds": {"seeds": 3}} if "seed" in parameters else {})
         ways |= {f"sweep {name}": {"sweep": name} for name in self.ranges}
-        wide = {"description_width": "10em"}
-        self.way = ipywidgets.Dropdown(options=ways, description="run", tooltip="once, or queued", style=wide)
-        self.progress = ipywidgets.IntProgress(description="step", tooltip="progress of the run", style=wide)
+        self.way = ipywidgets.Dropdown(options=ways, description="run", tooltip="once, or queued", style=WIDE)
+        self.progress = ipywidgets.IntProgress(description="step", tooltip="progress of the run", style=WIDE)
         self.picture, self.history = ipywidgets.HTML(), ipywidgets.HTML()
-        self.chosen = ipywidgets.Dropdown(description="settings of", tooltip="the run to repeat", style=wide)
+        self.chosen = ipywidgets.Dropdown(description="settings of", tooltip="the run to repeat", style=WIDE)
         self.use_button = ipywidgets.Button(description="Use these settings", tooltip="Print the code of that run")
-        self.code_text = ipywidgets.Textarea(description="code", tooltip="copy this into a cell", style=wide)
+        self.code_text = ipywidgets.Textarea(description="code", tooltip="copy this into a cell", style=WIDE)
         self.code_text.layout.width = "90%"
         self.use_button.on_click(lambda _: self._use())
         rows = [ipywidgets.HBox(parts) for _, parts in made.values()]
@@ -470,7 +470,7 @@ def _history(records):
         lines.append(f'<tr><th scope="row">{html.escape(run["name"])}</th>{cells}{rest}</tr>')
     head = f'<tr><th scope="col">run</th>{heads}<th scope="col">seconds</th><th scope="col">outcome</th></tr>'
     caption = "<caption>runs, the last one first; marked: differs from the run before</caption>"
-    look = 'class="tuning-history" style="border-spacing: 1em 0"'
+    look = 'class="tuning-history"'
     return f"<table {look}>{caption}<thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
 
 
@@ -538,8 +538,7 @@ class _Fitting(_Panel):
         super().__init__()
         from helpers import memory
 
-        wide = {"description_width": "10em"}
-        model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=wide)
+        model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=WIDE)
         model.tooltip, model.continuous_update = "a size of this list, a folder, or a Hub id", False
         made = {
             "model": (model, [model]),
@@ -741,8 +740,9 @@ def _image(figure, told):
 def decode(model, tokenizer, prompt="", **settings):
     """A panel that lets a model write: each answer beside the settings that made it, and the next token's chances.
 
-    Temperature 0 is greedy (top-p and top-k then do nothing); `top_k` 0 and `no_repeat_ngram_size` 0 are off. The
-    global random numbers are put back after each answer. `panel.answers` has them all, `panel.table()` shows them.
+    Temperature 0 is greedy (top-p and top-k then do nothing); `top_k` 0 and `no_repeat_ngram_size` 0 are off. The bars
+    are for the token of the answer that `show_token` counts to. The global random numbers are put back after each
+    answer. `panel.answers` has them all, `panel.table()` shows them.
 
     >>> from helpers import env
     >>> from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -763,11 +763,12 @@ class _Decoding(_Panel):
         super().__init__()
         self.model, self.tokenizer, self.answers, self.tokens = model, tokenizer, [], []
         self.prompt = ipywidgets.Textarea(value=prompt, description="prompt", tooltip="what the model is asked")
-        self.prompt.style, self.prompt.layout.width = {"description_width": "10em"}, "90%"
+        self.prompt.style, self.prompt.layout.width = WIDE, "90%"
         ranges = dict(
             temperature=((0.0, 2.0), 0.0), top_p=((0.05, 1.0), 1.0), top_k=((0, 100), 0), num_beams=((1, 8), 1),
             repetition_penalty=((0.5, 2.0), 1.0), length_penalty=((-2.0, 2.0), 1.0),
             no_repeat_ngram_size=((0, 5), 0), max_new_tokens=((1, 200), 48), seed=((0, 999), 0),
+            show_token=((1, 20), 1),
         )  # fmt: skip
         made = {name: _control(name, values, value) for name, (values, value) in ranges.items()}
         self.controls = {name: control for name, (control, _) in made.items()}
@@ -806,14 +807,16 @@ class _Decoding(_Panel):
         import torch
 
         self.status.value = _status("writing …")
-        options = {name: value for name, value in asked.items() if name not in ("prompt", "seed")}
+        options = {name: value for name, value in asked.items() if name not in ("prompt", "seed", "show_token")}
         options["do_sample"] = options["temperature"] > 0
         if not options["do_sample"]:
             options |= {"temperature": None, "top_p": None, "top_k": None}
         if options["num_beams"] == 1:
             options.pop("length_penalty")  # of whole beams
         with torch.random.fork_rng():
-            tokens = generate.next_tokens(self.model, self.tokenizer, asked["prompt"], **options)
+            torch.manual_seed(asked["seed"])
+            at = dict(at=asked["show_token"], **options)
+            tokens = generate.next_tokens(self.model, self.tokenizer, asked["prompt"], **at)
             torch.manual_seed(asked["seed"])
             stops = [lambda ids, _, **more: torch.full((len(ids),), self._stop.is_set(), device=ids.device)]
             found, ended = generate.texts(
@@ -821,14 +824,14 @@ class _Decoding(_Panel):
             )
         outcome = "stopped" if self._stop.is_set() else "ended by itself" if ended[0] else "cut at max_new_tokens"
         self.tokens, self.answers = tokens, [*self.answers, {**asked, "answer": found[0], "outcome": outcome}]
-        self.history.value = self.table()._repr_html_()
+        self.history.value = f'<div class="jp-RenderedHTMLCommon">{self.table()._repr_html_()}</div>'
         self._draw()
         self.status.value = _status(outcome)
 
     def table(self):
         """The answers with the settings that differ, the last one first."""
         always = ("answer", "outcome")
-        differ = [n for n in self.settings if len({run[n] for run in self.answers}) > 1 and n not in always]
+        differ = [name for name in self.settings if len({run[name] for run in self.answers}) > 1]
         return record.show([{name: run[name] for name in [*differ, *always]} for run in reversed(self.answers)])
 
     def _draw(self):
@@ -849,7 +852,8 @@ class _Decoding(_Panel):
         ax.set_xlim(0, 1)
         ax.invert_yaxis()
         ax.legend(fontsize=9, edgecolor="none")
-        ax.set_xlabel("probability of the first token")
+        after = self.tokens[0]["after"] or "(nothing)"
+        ax.set_xlabel(f"probability of the answer's next token after: {after}", parse_math=False)
         ax.spines[["top", "right"]].set_visible(False)
         return ax
 
