@@ -146,6 +146,7 @@ def _control(name, values, default=inspect.Parameter.empty):
         return box, [box]
     if isinstance(values, list):
         one = ipywidgets.Dropdown(options=values, value=default if given else values[0], **label)
+        one.layout.width = "26em"
         return one, [one]
     numbers = isinstance(values, tuple) and len(values) == 2 and all(type(v) in (int, float) for v in values)
     if not numbers or not values[0] < values[1]:
@@ -311,6 +312,7 @@ class _Tuning(_Panel):
             with contextlib.suppress(_Stopped):
                 self.result = self.train(**settings, callbacks=[_callback(self)])
             outcome = "stopped" if self._stop.is_set() else "finished"
+            self.progress.value = self._steps if outcome == "finished" else self.progress.value
         finally:
             seconds = round(time.perf_counter() - started, 2)
             path = record.save(
@@ -471,7 +473,8 @@ def _history(records):
     head = f'<tr><th scope="col">run</th>{heads}<th scope="col">seconds</th><th scope="col">outcome</th></tr>'
     caption = "<caption>runs, the last one first; marked: differs from the run before</caption>"
     look = 'class="tuning-history"'
-    return f"<table {look}>{caption}<thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
+    table = f"<table {look}>{caption}<thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="jp-RenderedHTMLCommon">{table}</div>'
 
 
 def _svg(curve, earlier, width=640, height=240):
@@ -540,6 +543,7 @@ class _Fitting(_Panel):
 
         model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=WIDE)
         model.tooltip, model.continuous_update = "a size of this list, a folder, or a Hub id", False
+        model.layout.width = "26em"
         made = {
             "model": (model, [model]),
             "gpu": _control("gpu", list(GPUS), "RTX 4090 (24 GB)"),
