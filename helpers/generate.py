@@ -116,6 +116,43 @@ def _generated(model, tokenizer, inputs, options):
     return made[:, 1 if encoder_decoder else width :].tolist()
 
 
+def next_tokens(model, tokenizer, prompt, *, at=1, shown=10, **generation):
+    """The likeliest tokens at a place of the answer: a list of dicts of token, probability, kept and after.
+
+    `probability` is the model's, `kept` what is left for drawing once penalties, temperature, top-k and top-p of
+    `generation` have acted; when nothing is drawn, the best token keeps it all. `at` counts the tokens of the answer,
+    `after` is its text up to there. Beams play no part here.
+
+    >>> from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    >>> from helpers import env
+    >>> tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"))
+    >>> sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    >>> rows = next_tokens(model, tokenizer, "Is it good?", do_sample=True, top_k=2)
+    >>> [row["kept"] > 0 for row in rows[:3]]
+    [True, True, False]
+
+    Taught in notebooks/02_generation.ipynb, "Decode by hand".
+    """
+    import torch
+
+    with _undisturbed(model):
+        ids = torch.tensor([_ids(model, tokenizer, prompt, 1)]).to(model.device)
+        options = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | generation
+        options["eos_token_id"] = _end_ids(model, tokenizer)
+        one = {"num_beams": 1, "max_new_tokens": at, "return_dict_in_generate": True}
+        outputs = {"output_logits": True, "output_scores": True}
+        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options | one | outputs)
+    of_model, kept = made.logits[-1][0].float().softmax(-1), made.scores[-1][0].float().softmax(-1)
+    if not options["do_sample"]:
+        kept = torch.nn.functional.one_hot(kept.argmax(), len(kept)).float()
+    after = tokenizer.decode(made.sequences[0][-len(made.logits) : -1])
+    return [
+        {"token": tokenizer.decode([i]), "probability": of_model[i].item(), "kept": kept[i].item(), "after": after}
+        for i in of_model.topk(min(shown, len(of_model))).indices.tolist()
+    ]
+
+
 def compare(prompts, references, **columns):
     """A table of prompts, their references and the texts of each keyword, with ✓ where a text equals its reference.
 

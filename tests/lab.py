@@ -58,6 +58,7 @@ def make_lab(folder, work, seconds=90):
     for kind in ("SETTINGS", "WORKSPACES"):
         environment[f"JUPYTERLAB_{kind}_DIR"] = str(work / kind.lower())
     environment |= {"IPYTHONDIR": str(work / "ipython"), "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    environment["HELPERS_RUNS"] = str(work / "runs")  # what a test trains is its own
     options = f"--no-browser --port={free_port()} --LabApp.expose_app_in_browser=True"
     command = ["make", "-o", ".venv/ready", "lab", f"BIN={Path(sys.executable).parent}", f"LAB_OPTIONS={options}"]
     log = work / "server.log"
@@ -127,6 +128,29 @@ class Lab:
             }"""
         )
         self.wait(f"window.ran && {NOTEBOOK}.sessionContext.session.kernel.status === 'idle'", seconds)
+
+    def run_new(self, source, seconds=60):
+        """Add a cell at the end and run it; its text outputs and the seconds until it was done."""
+        started = time.monotonic()
+        outputs = self.page.evaluate(
+            f"""async source => {{
+                const commands = window.jupyterapp.commands, content = {NOTEBOOK}.content;
+                content.activeCellIndex = content.widgets.length - 1;
+                await commands.execute("notebook:insert-cell-below");
+                content.activeCell.model.sharedModel.setSource(source);
+                const cell = content.activeCell;
+                await commands.execute("notebook:run-cell");
+                return cell.model.outputs.toJSON();
+            }}""",
+            source,
+        )
+        texts = [o.get("text") or o.get("evalue") or o.get("data", {}).get("text/plain", "") for o in outputs]
+        return "".join(texts), time.monotonic() - started
+
+    def restart(self, seconds=60):
+        """Restart the kernel, as one that was killed is."""
+        self.page.evaluate(f"async () => {{ await {NOTEBOOK}.sessionContext.session.kernel.restart() }}")
+        self.wait(f"{NOTEBOOK}.sessionContext.session?.kernel?.status === 'idle'", seconds)
 
     def wait(self, condition, seconds):
         self.page.wait_for_function(f"() => Boolean({condition})", timeout=1000 * seconds)

@@ -1,12 +1,23 @@
-"""A first visit in a real browser: `make lab` opens notebook 00, and Run All succeeds there."""
+"""A first visit in a real browser, and the panels of `helpers.widgets` as a reader uses them there.
 
+The panels are those of the notebooks; so that the tests stay short, copies of the notebooks hold only the cells that a
+panel stands on (those tagged `sweep`) and the cells of its section. Notebook 00 is run whole.
+"""
+
+import json
 import os
+import re
+import time
 
 import lab
+import nbformat
 import pytest
+
+from notebooks import NOTEBOOKS, tagged
 
 SCREENSHOTS = lab.ROOT / ".build" / "screenshots"
 FIRST = "notebooks/00_start_here.ipynb"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -21,19 +32,207 @@ def page():
         browser.close()
 
 
-@pytest.mark.slow
-def test_make_lab_opens_the_first_notebook_and_all_of_it_runs(page, tmp_path):
-    copy = lab.copy_of_repository(tmp_path / "repository")
-    with lab.make_lab(copy, tmp_path / "jupyter") as address:
-        visit = lab.Lab(page)
-        visit.open(address)
-        assert visit.path() == FIRST
-        visit.screenshot(SCREENSHOTS / "00_opened.png")
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """`make lab` in a copy of the repository, once for all tests here: its address, the copy, and where runs go."""
+    work = tmp_path_factory.mktemp("browser")
+    copy = lab.copy_of_repository(work / "repository")
+    with lab.make_lab(copy, work / "jupyter") as address:
+        yield address, copy, work / "jupyter" / "runs"
 
-        visit.run_all()
-        visit.screenshot(SCREENSHOTS / "00_ran.png", whole=True)
-        cells = visit.code_cells()
-        errors = [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
-        assert errors == []
-        assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
-        assert page.locator(".jp-Dialog").count() == 0
+
+@pytest.fixture
+def visit(page, served):
+    one = lab.Lab(page)
+    one.address, one.folder, one.runs = served
+    yield one
+    page.evaluate(f"async () => {{ await {lab.NOTEBOOK}.sessionContext.shutdown() }}")
+
+
+def section_of(name, heading, more=()):
+    """A notebook of the cells that a section stands on, `more` of our own, and the code cells of the section."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    start = next(i for i, cell in enumerate(notebook.cells) if f"{heading}\n" in f"{cell.source}\n")
+    ends = [i for i, cell in enumerate(notebook.cells) if i > start and re.search(r"(?m)^## ", cell.source)]
+    below = [cell for cell in notebook.cells[start : ends[0]] if cell.cell_type == "code"]
+    above = [notebook.cells[i] for i in tagged(notebook, "sweep") if i < start]
+    notebook.cells = [*above, *(nbformat.v4.new_code_cell(source) for source in more), *below]
+    return notebook
+
+
+def open_section(visit, name, heading, more=()):
+    open_notebook(visit, section_of(name, heading, more), f"section_{name}")
+
+
+def open_notebook(visit, notebook, name):
+    """Open a notebook of our own in the copy, and run it."""
+    file = f"notebooks/{name}.ipynb"
+    nbformat.write(notebook, visit.folder / file)
+    visit.open(re.sub(r"/lab(/tree/[^?]*)?(?=\?)", f"/lab/tree/{file}", visit.address))
+    assert visit.path() == file
+    run_all(visit)
+
+
+def run_all(visit):
+    visit.run_all()
+    errors = [output for cell in visit.code_cells() for output in cell["outputs"] if output["output_type"] == "error"]
+    assert errors == []
+
+
+def number_box(panel, label):
+    return panel.get_by_label(label, exact=True)
+
+
+def type_into(panel, label, text):
+    box = number_box(panel, label)
+    box.fill(text)
+    box.press("Tab")
+
+
+def said(panel, text, seconds=60):
+    panel.locator("[role=status]", has_text=text).first.wait_for(timeout=1000 * seconds)
+
+
+def n_points(panel):
+    return panel.evaluate(
+        "panel => (panel.querySelector('polyline.train')?.getAttribute('points') || '').split(' ').length"
+    )
+
+
+def history(panel):
+    return panel.locator(".tuning-history tbody th").all_inner_texts()
+
+
+def test_make_lab_opens_the_first_notebook_and_all_of_it_runs(page, visit):
+    visit.open(visit.address)
+    assert visit.path() == FIRST
+    visit.screenshot(SCREENSHOTS / "00_opened.png")
+
+    run_all(visit)
+    visit.screenshot(SCREENSHOTS / "00_ran.png", whole=True)
+    cells = visit.code_cells()
+    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert page.locator(".jp-Dialog").count() == 0
+
+    panel = page.locator(".fitting-panel")
+    type_into(panel, "batch", "64")
+    said(panel, "110M BERT-base, full, 64 x 128")
+    panel.get_by_label("gpu").select_option("H100 (80 GB)")
+    said(panel, "on H100 (80 GB): yes")
+    assert panel.locator("img").get_attribute("alt").startswith("110M BERT-base, full, 64 x 128, on H100 (80 GB): yes")
+    panel.screenshot(path=SCREENSHOTS / "will_it_fit.png")
+
+
+def test_tuning_by_hand(page, visit):
+    open_section(visit, "01_classification", "## Tune it by hand")
+    panel = page.locator(".tuning-panel")
+    panel.scroll_into_view_if_needed()
+    runs = visit.runs / "tune" / "train_reviews"
+    assert history(panel) == ["run-2", "run"]
+
+    handle, track = panel.locator(".noUi-handle").first, panel.locator(".noUi-base").first
+    before, box, line = number_box(panel, "learning_rate").input_value(), handle.bounding_box(), track.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(line["x"] + 0.8 * line["width"], box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    page.wait_for_function(
+        "([box, before]) => box.value !== before",
+        arg=[number_box(panel, "learning_rate").element_handle(), before],
+    )
+    type_into(panel, "learning_rate", "0.0007")
+    type_into(panel, "n_rows", "1000")
+    type_into(panel, "epochs", "6")
+    panel.get_by_role("button", name="Start", exact=True).click()
+    said(panel, "step ")
+    seen = n_points(panel)
+    answer, seconds = visit.run_new("6 * 7")
+    assert (answer, seconds < 1) == ("42", True), f"{seconds:.2f} s for another cell while a run is under way"
+    page.wait_for_function(
+        "([panel, seen]) => panel.querySelector('polyline.train')?.getAttribute('points').split(' ').length > seen",
+        arg=[panel.element_handle(), seen + 1],
+    )
+    panel.screenshot(path=SCREENSHOTS / "tune_running.png")
+
+    pressed = time.monotonic()
+    panel.get_by_role("button", name="Stop", exact=True).click()
+    said(panel, "stopped after", seconds=5)
+    took = time.monotonic() - pressed
+    print(f"another cell: {seconds:.2f} s, Stop: {took:.2f} s")
+    assert took < 1
+    assert history(panel)[0] == "run-3"
+    run = json.loads((runs / "run-3.json").read_text())
+    assert (run["outcome"], run["settings"]["learning_rate"]) == ("stopped", 0.0007)
+
+    type_into(panel, "n_rows", "100")
+    type_into(panel, "epochs", "1")
+    panel.get_by_role("button", name="Start", exact=True).click()
+    said(panel, "saved as run-4.json")
+    assert history(panel)[0] == "run-4"
+    assert panel.locator("polyline.train").count() == 1
+    assert panel.locator("polyline.earlier").count() >= 3
+
+    panel.get_by_role("button", name="Use these settings").click()
+    assert panel.get_by_label("settings of").input_value() == "run-4"
+    page.wait_for_function("box => box.value", arg=panel.get_by_label("code").element_handle())
+    code = panel.get_by_label("code").input_value()
+    panel.screenshot(path=SCREENSHOTS / "tune.png")
+    loss = json.loads((runs / "run-4.json").read_text())["metrics"]["train_loss"]
+    again = visit.run_new(f"{code}\n[row['train_loss'] for row in result.state.log_history if 'train_loss' in row]")[0]
+    assert again == f"[{loss}]"
+
+    type_into(panel, "epochs", "6")
+    type_into(panel, "n_rows", "1000")
+    panel.get_by_role("button", name="Start", exact=True).click()
+    said(panel, "step ")
+    visit.restart()
+    run_all(visit)
+    names = history(page.locator(".tuning-panel").first)
+    assert {"run", "run-2", "run-3", "run-4"} < set(names)
+
+
+def test_an_error_and_the_keyboard(page, visit):
+    more = [
+        "mended = []\n\n\ndef train_broken(learning_rate=1e-3, callbacks=()):\n    return mended[0]",
+        "from helpers import widgets\nwidgets.tune(train_broken, learning_rate=(1e-4, 1e-2))",
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cells = [nbformat.v4.new_code_cell(source) for source in more]
+    open_notebook(visit, nbformat.v4.new_notebook(cells=cells, metadata=kernel), "broken")
+    panel = page.locator(".tuning-panel")
+    panel.locator(".noUi-handle").focus()
+    before = number_box(panel, "learning_rate").input_value()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "([box, before]) => box.value !== before",
+        arg=[number_box(panel, "learning_rate").element_handle(), before],
+    )
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText") == "Start":
+            break
+    page.keyboard.press("Space")
+    panel.locator("[role=alert]").wait_for(timeout=30_000)
+    assert "IndexError" in panel.locator("[role=alert]").inner_text()
+    assert "in train_broken" in panel.locator("[role=alert]").inner_text()
+    panel.screenshot(path=SCREENSHOTS / "tune_error.png")
+
+    visit.run_new("mended.append(True)")
+    panel.get_by_role("button", name="Start", exact=True).click()
+    said(panel, "finished after")
+    assert panel.locator("[role=alert]").count() == 0
+
+
+def test_decoding_by_hand(page, visit):
+    open_section(visit, "02_generation", "## Decode by hand", ["from helpers import widgets\n\ntuned = pretrained()"])
+    panel = page.locator(".decoding-panel")
+    type_into(panel, "temperature", "1.5")
+    type_into(panel, "seed", "7")
+    panel.get_by_role("button", name="Generate").click()
+    page.wait_for_function(
+        "panel => panel.querySelectorAll('tbody tr').length === 5", arg=panel.element_handle(), timeout=30_000
+    )
+    assert "1.5" in panel.locator("tbody tr").first.inner_text()
+    assert panel.locator("img").get_attribute("alt").startswith("next token: ")
+    panel.screenshot(path=SCREENSHOTS / "decode.png")
