@@ -16,10 +16,11 @@ SWEEPS = {
     "02_generation": "rate-",
     "03_full_fine_tuning": "lever-",
     "05_qlora": "rate-",
+    "06_multi_adapter": "train-",
 }
 TOLERANCE = 0.04  # another processor rounds differently: a few of 600 rows may fall to the other side
 # Of 300 rows, and one token that falls to the other side spoils a whole text.
-TOLERANCES = {"02_generation": 0.1, "05_qlora": 0.1}
+TOLERANCES = {"02_generation": 0.1, "05_qlora": 0.1, "06_multi_adapter": 0.12}  # the last: of 100 rows
 
 
 def sweep_cells(notebook):
@@ -32,6 +33,7 @@ def sweep_cells(notebook):
 def test_a_point_of_the_sweep_gives_its_record_again(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     runs = [run for run in record.load(RESULTS / name) if run["name"].startswith(SWEEPS[name])]
+    runs = [run for run in runs if run["settings"].get("task") != "all"]  # five times as long as the others
     runs = [run for run in runs if "bf16" not in run["name"]]  # slow, and other processors round bf16 in other ways
     run = random.Random(datetime.date.today().toordinal()).choice(runs)
     space = {}
