@@ -439,8 +439,8 @@ def fingerprint(model):
 def sign(folder, model, **about):
     """Writes `manifest.json` beside a saved adapter: the fingerprint of its base and the hash of its own weights.
 
-    `about` is what you want to say besides, such as version=2. Returns what was written. `check_fits` then knows another
-    base of the same name and shape, and a file that was damaged on its way.
+    `about` is what you want to say besides, such as version=2. Returns what was written. `check_fits` then knows
+    another base of the same name and shape, and a file that was damaged on its way.
 
     >>> sign("no-such-folder", None)
     Traceback (most recent call last):
