@@ -1,13 +1,14 @@
 """What the notebooks teach, in pieces to take home. Import the module you need: `from helpers import data, metrics`.
 
-| module    | holds                                                                                 |
-|-----------|---------------------------------------------------------------------------------------|
-| `env`     | what this machine is, seeds, quiet logs; `python -m helpers.env` prints it            |
-| `data`    | read, check, split, tokenise, mask prompts, measure lengths and leakage               |
-| `metrics` | `evaluate.Metric` modules that need no network, intervals, `compute_metrics`          |
-| `generate` | what a model writes for a list of prompts, in batches; answers side by side          |
-| `adapters` | what an adapter would train, whether a saved one fits, its life from saving to merging          |
-| `record`  | save, load and tabulate runs                                                          |
-| `plots`   | takes numbers and an `ax`, returns the `ax`                                           |
-| `checks`  | exercise checks that name the mistake                                                 |
+| module     | holds                                                                                   |
+|------------|-----------------------------------------------------------------------------------------|
+| `env`      | what this machine is, seeds, quiet logs; `python -m helpers.env` prints it              |
+| `data`     | read, check, split, tokenise, mask prompts, measure lengths and leakage                 |
+| `metrics`  | `evaluate.Metric` modules that need no network, intervals, `compute_metrics`            |
+| `memory`   | the peak of a training and its parts: predicted without weights, measured while it runs |
+| `generate` | what a model writes for a list of prompts, in batches; answers side by side             |
+| `adapters` | what an adapter would train, whether a saved one fits, its life from saving to merging  |
+| `record`   | save, load and tabulate runs                                                            |
+| `plots`    | takes numbers and an `ax`, returns the `ax`                                             |
+| `checks`   | exercise checks that name the mistake                                                   |
 """

@@ -28,6 +28,9 @@ import torch
 import transformers
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+# TrainerCallback brings peft and bitsandbytes in, which on some processors asks for a kernel from the Hub, on stderr.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 PARTS = (
     "weights",  # parameters and buffers
     "quantisation constants",

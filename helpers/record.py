@@ -86,7 +86,7 @@ def load(path):
         path.glob("*.json"), key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.stem)]
     )
     if not files:
-        raise FileNotFoundError(f"{path} holds no records (*.json). Run the cell that saves them first.")
+        raise FileNotFoundError(f"{path} holds no records (*.json). Run the cell that saves them, with RERUN = True.")
     return [_read(file) for file in files]
 
 

@@ -262,3 +262,46 @@ def test_the_tables_of_the_cards_are_true(name):
     text = path.read_text(encoding="utf-8")
     assert "<!-- " in text
     assert cards.filled(text) == text, f"{name} is out of date: run python data/recipes/cards.py"
+
+
+@pytest.mark.slow
+def test_the_gpu_reference_takes_its_whole_path_on_a_small_model(tmp_path, capsys):
+    import gpu_reference
+
+    from helpers import record
+
+    wanted = ["--model", "tiny-decoder", "--batch", "2", "--length", "96", "--out", str(tmp_path)]
+    gpu_reference.main(wanted)
+    runs = {run["settings"]["way"]: run["metrics"] for run in record.load(tmp_path)}
+    assert set(runs) == set(gpu_reference.WAYS)
+    for way, found in runs.items():
+        assert found["predicted_gib"] == pytest.approx(found["peak_gib"], rel=0.005), way
+        assert found["tokens_per_s"] == pytest.approx(2 * 96 / found["step_s"])
+    assert runs["QLoRA"]["trainable"] == runs["LoRA"]["trainable"] < runs["full"]["trainable"]
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    gpu_reference.main(wanted)  # what is there stays
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert "| QLoRA |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["decoder-0.5B", "encoder-0.5B"])
+def test_the_gpu_reference_models_have_half_a_billion_parameters(name):
+    import gpu_reference
+
+    config, model_class, _ = gpu_reference.SHAPES[name]
+    with torch.device("meta"):
+        assert 0.5e9 < model_class.from_config(config(vocab_size=4096, pad_token_id=0)).num_parameters() < 0.6e9
+
+
+def test_a_notebook_without_its_dial_is_refused_by_the_gpu_reference(monkeypatch):
+    import gpu_reference
+
+    monkeypatch.setattr(gpu_reference.NotebookClient, "execute", lambda self: None)
+    monkeypatch.setattr(gpu_reference.nbformat, "write", lambda notebook, path: notebooks.append(notebook))
+    notebooks = []
+    for name in ("04_lora", "05_qlora"):
+        gpu_reference.run_notebook(name, "somewhere/a-model")
+        assert "MODEL = 'somewhere/a-model'\n" in notebooks[-1].cells[1].source
+        assert "RERUN = True\n" in notebooks[-1].cells[1].source
+    with pytest.raises(AssertionError, match="no line RERUN"):
+        gpu_reference.run_notebook("00_start_here", "somewhere/a-model")

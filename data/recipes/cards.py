@@ -22,6 +22,7 @@ NOTEBOOKS = {
     "01_classification": ("How does a pre-trained encoder become a classifier, and is it any good?", 45),
     "02_generation": ("Which tokens count when a model learns to write?", 60),
     "03_full_fine_tuning": ("What does it cost to change every weight?", 60),
+    "04_lora": ("How few weights can you train, and what does it really buy?", 75),
     "05_qlora": ("What does a four-bit base cost you?", 60),
     "06_multi_adapter": ("How many skills can one base carry, and what do they cost?", 60),
 }
@@ -66,7 +67,7 @@ def contents(row, columns):
 
 def encoder_scores():
     """Accuracy on the test parts, mean and 95 % interval over the seeds."""
-    runs = record.load(DATA / "results" / "01_classification")
+    runs = record.load(DATA / "results" / "01_classification" / "tiny-encoder")
     runs = [run for run in runs if run["name"].startswith(("parts-", "fresh-"))]
     rows = []
     for part in [*PARTS[3:], "test_fresh"]:
@@ -81,8 +82,8 @@ def encoder_scores():
 
 def writer_scores(kind):
     """What a model that writes scores on the test parts, mean and 95 % interval over the seeds."""
-    runs = record.load(DATA / "results" / "02_generation")
-    runs = [run for run in runs if run["name"].startswith("parts-") and run["settings"]["model"] == f"tiny-{kind}"]
+    runs = record.load(DATA / "results" / "02_generation" / f"tiny-{kind}")
+    runs = [run for run in runs if run["name"].startswith("parts-")]
     rows = []
     for task in dict.fromkeys(run["settings"]["task"] for run in runs):
         for start in ("pretrained", "random"):
@@ -110,7 +111,7 @@ def four_bit():
 def adapter_scores():
     """The adapters of the repository: what each was trained on, and its exact match on 100 rows of `test_same`."""
     rows = []
-    for run in record.load(DATA / "results" / "06_multi_adapter"):
+    for run in record.load(DATA / "results" / "06_multi_adapter" / "tiny-decoder"):
         if run["name"].startswith("train-") and run["settings"]["seed"] == 0:
             name = run["settings"]["task"]
             file = DATA / "models" / "adapters" / name / "adapter_model.safetensors"

@@ -13,7 +13,7 @@ import nbformat
 
 from helpers import data, env, metrics, record
 
-RESULTS = env.DATA / "results" / "01_classification"
+RESULTS = env.DATA / "results" / "01_classification" / "tiny-encoder"
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_classification.ipynb"
 STARTS = {"pretrained": 1e-3, "random": 2e-3, "word counts": None}  # and the rate that validation chose for each
 PART = "test_fresh"
