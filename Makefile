@@ -27,7 +27,8 @@ notebooks: .venv/ready
 	$(BIN)/python tests/notebooks.py execute notebooks/*.ipynb
 
 bench: .venv/ready
-	$(BIN)/python tests/bench.py && $(BIN)/python tests/bench_generation.py && $(BIN)/python tests/bench_memory.py
+	$(BIN)/python tests/bench.py && $(BIN)/python tests/bench_generation.py && $(BIN)/python tests/bench_adapters.py
+	$(BIN)/python tests/bench_memory.py
 
 constraints: .venv/ready
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -3,12 +3,14 @@
     adapters.plan(BertConfig(), LoraConfig(task_type="SEQ_CLS"))    # names and counts, from the configuration alone
     adapters.check_fits("runs/my-adapter", base)                    # an error for an adapter of another base
     adapters.life(model, batch, base=base, reloaded=reloaded)       # largest differences of the logits
+    adapters.add(model, "titles", "runs/titles")                    # one more adapter on a base that serves others
 
 The plan builds the model with shapes only (torch's meta device) and lets peft put the adapter in, so what peft would do
 is what it counts. Making, saving and loading an adapter stays with peft.
 """
 
 import copy
+import hashlib
 import json
 import re
 import warnings
@@ -254,7 +256,7 @@ def check_fits(folder, model, *, any_name=False):
 
     `folder` is what `save_pretrained` of a peft model wrote, `model` the base that it shall go on. It compares the name
     that the adapter has of its base (its last part; `any_name=True` for a base that was renamed) and every shape. Two
-    bases of one name and one shape cannot be told apart: a test on the logits can, see `life`.
+    bases of one name and one shape are told apart if the adapter was signed (see `sign`), and so is a damaged file.
 
     >>> from transformers import BertConfig, BertForSequenceClassification
     >>> check_fits("no-such-folder", BertForSequenceClassification(BertConfig(num_hidden_layers=1)))
@@ -271,6 +273,11 @@ def check_fits(folder, model, *, any_name=False):
         raise ValueError(f"{folder.name} holds no adapter: {', '.join(missing)}. Pass what save_pretrained wrote.")
     config = json.loads(files["adapter_config.json"].read_text(encoding="utf-8"))
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base is model and any(_of_adapter(name) for name, _ in base.named_parameters()):
+        raise ValueError(
+            "this base carries the layers of adapters already, so a second PeftModel on it would change the first. Put "
+            "the next adapter into the PeftModel that you have: model.load_adapter(folder, name), or adapters.add."
+        )
     named, have = (Path(name or "").name for name in (config.get("base_model_name_or_path"), base.name_or_path))
     if named and have and named != have and not any_name:
         raise ValueError(
@@ -279,10 +286,31 @@ def check_fits(folder, model, *, any_name=False):
         )
     modules = dict(base.named_modules())
     weights = {name.replace(".original_module", ""): p.shape for name, p in base.named_parameters()}
-    with safe_open(files["weights"], framework="np") as saved:
-        shapes = {key: saved.get_slice(key).get_shape() for key in saved.keys()}  # noqa: SIM118, it is no dict
+    try:
+        with safe_open(files["weights"], framework="np") as saved:
+            shapes = {key: saved.get_slice(key).get_shape() for key in saved.keys()}  # noqa: SIM118, it is no dict
+    except Exception as error:  # safetensors has an error of its own, and OSError
+        raise ValueError(f"the weights in {folder.name} cannot be read ({error}): copy the file again.") from error
+    _check_manifest(folder, base)
     for key, shape in sorted(shapes.items(), key=lambda item: ".lora_" not in item[0]):  # sizes first, then the head
         _check_shape(folder.name, key.removeprefix("base_model.model."), shape, modules, weights)
+
+
+def _check_manifest(folder, base):
+    """The file against its own hash, the base against the one that the adapter was signed for; where it was signed."""
+    if not (folder / MANIFEST).exists():
+        return
+    signed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if (found := _file_hash(folder / "adapter_model.safetensors")) != signed["weights_sha256"]:
+        raise ValueError(
+            f"the weights in {folder.name} are not those that were signed: sha256 {found[:8]}, {MANIFEST} says "
+            f"{signed['weights_sha256'][:8]}. Copy the folder again, or sign it if you changed it yourself."
+        )
+    if (found := fingerprint(base)) != signed["base_sha256"]:
+        raise ValueError(
+            f"the adapter in {folder.name} belongs to a base with the fingerprint {signed['base_sha256'][:8]} "
+            f'("{signed["base"]}"), this one has {found[:8]}: other weights, or others in their dtype.'
+        )
 
 
 def _check_shape(folder, key, shape, modules, weights):
@@ -365,3 +393,126 @@ def _logits(model, batch):
 
 def _apart(one, other):
     return (one - other).abs().max().item()
+
+
+# ---- Many adapters on one base --------------------------------------------------------------------------
+
+MANIFEST = "manifest.json"
+
+
+def _of_adapter(name):
+    """Whether a parameter belongs to an adapter, by its name in peft."""
+    return any(part.startswith(("lora_", "ia3_")) or part == "modules_to_save" for part in name.split("."))
+
+
+def _file_hash(file):
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def fingerprint(model):
+    """The sha256 of a base's weights as they are in memory; adapters on it, and a head, do not count.
+
+    The same weights in another dtype, or with an adapter merged into them, have another fingerprint.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> small = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    >>> model = BertForSequenceClassification(small)
+    >>> before = fingerprint(model)
+    >>> before == fingerprint(model), before == fingerprint(model.half())
+    (True, False)
+
+    Taught in notebooks/06_multi_adapter.ipynb, "A manifest".
+    """
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.base_model.state_dict().items()):
+        if not _of_adapter(name):
+            about = f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}"
+            digest.update(about.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def sign(folder, model, **about):
+    """Writes `manifest.json` beside a saved adapter: the fingerprint of its base and the hash of its own weights.
+
+    `about` is what you want to say besides, such as version=2. Returns what was written. `check_fits` then knows
+    another base of the same name and shape, and a file that was damaged on its way.
+
+    >>> sign("no-such-folder", None)
+    Traceback (most recent call last):
+    ValueError: no-such-folder holds no adapter_model.safetensors. Pass what save_pretrained wrote.
+
+    Taught in notebooks/06_multi_adapter.ipynb, "A manifest".
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ValueError(f"{folder.name} holds no adapter_model.safetensors. Pass what save_pretrained wrote.")
+    name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    written = {"base": Path(name or "").name, "base_sha256": fingerprint(model)}
+    written |= {"weights_sha256": _file_hash(folder / "adapter_model.safetensors"), **about}
+    (folder / MANIFEST).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    return written
+
+
+def add(model, name, folder):
+    """One more adapter on a model that serves others: checked first, so that after an error all is as it was.
+
+    `model` is the `PeftModel`; `name` must be new: peft would write over an adapter of that name without a word. The
+    active adapter stays the active one.
+
+    >>> add(None, "titles", "runs/titles")
+    Traceback (most recent call last):
+    ValueError: the model is NoneType and no PeftModel. Make one with the first adapter: PeftModel.from_pretrained(...).
+
+    Taught in notebooks/06_multi_adapter.ipynb, "Add, replace, delete".
+    """
+    if not hasattr(model, "peft_config"):
+        raise ValueError(
+            f"the model is {type(model).__name__} and no PeftModel. Make one with the first adapter: "
+            "PeftModel.from_pretrained(...)."
+        )
+    if name in model.peft_config:
+        raise ValueError(f'there is an adapter "{name}" already. Take another name, or adapters.remove it first.')
+    check_fits(folder, model)
+    model.load_adapter(folder, name)
+
+
+def use(model, name):
+    """Makes an adapter the active one; an unknown name is an error that says which there are.
+
+    >>> from types import SimpleNamespace
+    >>> use(SimpleNamespace(peft_config={"titles": None, "intent": None}), "title")
+    Traceback (most recent call last):
+    ValueError: there is no adapter "title" (closest: titles). There are: titles, intent.
+
+    Taught in notebooks/06_multi_adapter.ipynb, "Add, replace, delete".
+    """
+    _known(model, name)
+    model.set_adapter(name)
+
+
+def remove(model, name):
+    """Deletes an adapter that is not the active one: peft would make another one active, and go on answering.
+
+    >>> from types import SimpleNamespace
+    >>> remove(SimpleNamespace(peft_config={"titles": None}, active_adapters=["titles"]), "titles")
+    Traceback (most recent call last):
+    ValueError: the adapter "titles" is active. Switch to another one first: adapters.use(model, name).
+
+    Taught in notebooks/06_multi_adapter.ipynb, "Add, replace, delete".
+    """
+    _known(model, name)
+    if name in model.active_adapters:
+        raise ValueError(f'the adapter "{name}" is active. Switch to another one first: adapters.use(model, name).')
+    model.delete_adapter(name)
+
+
+def _known(model, name):
+    if name not in model.peft_config:
+        close = get_close_matches(name, model.peft_config, 1)
+        hint = f" (closest: {close[0]})" if close else ""
+        raise ValueError(f'there is no adapter "{name}"{hint}. There are: {", ".join(model.peft_config)}.')

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -702,6 +703,7 @@ WRITERS = {  # the same for models that write
     "02_generation": [instructions, conversations],
     "05_qlora": [instructions, conversations],
 }
+SERVERS = {"06_multi_adapter"}  # it answers requests with a folder of adapters, and has a test of its own
 CASES = [(path, write) for path in LESSONS for write in TAKE_HOME.get(path.stem, [])]
 WRITER_CASES = [(path, write) for path in LESSONS for write in WRITERS.get(path.stem, [])]
 
@@ -736,7 +738,7 @@ def printed_accuracy(text):
 
 
 def test_every_lesson_has_files_for_its_take_home_cell():
-    missing = [path.name for path in LESSONS if path.stem not in {**TAKE_HOME, **WRITERS}]
+    missing = [path.name for path in LESSONS if path.stem not in {*TAKE_HOME, *WRITERS, *SERVERS}]
     assert not missing, f"write the files that their take-home cells must take: {missing}"
 
 
@@ -781,6 +783,32 @@ def test_the_take_home_cell_of_a_writer_runs_alone_on_files_of_other_shapes(path
     assert printed_accuracy(printed) > 0.8, f"two answers, and a text that says which: chance is 0.5\n{printed}"
     AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
     assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template
+
+
+@pytest.mark.slow
+def test_the_take_home_cell_of_a_server_answers_by_task_and_leaves_out_what_is_broken(tmp_path):
+    folder, file, out = tmp_path / "mine", tmp_path / "asked.jsonl", tmp_path / "out" / "answers.jsonl"
+    for name, skill in {"naming": "titles", "sorting": "intent", "cut": "rewrite", "foreign": "rewrite"}.items():
+        shutil.copytree(ROOT / "data" / "models" / "adapters" / skill, folder / name)
+    weights, config = folder / "cut" / "adapter_model.safetensors", folder / "foreign" / "adapter_config.json"
+    weights.write_bytes(weights.read_bytes()[:50_000])
+    config.write_text(config.read_text().replace("tiny-decoder", "other-decoder"))
+    (folder / "empty").mkdir()
+    review, intents = "I would sum it up as a handy coffee machine. What is its title?", {"delivery", "refund", "login"}
+    asked = [("naming", review), ("sorting", "My parcel is late. What is this about?"), ("poems", "Write one.")] * 9
+    file.write_text("\n".join(json.dumps({"task": task, "prompt": prompt, "id": 1}) for task, prompt in asked) + "\n\n")
+    settings = {"ADAPTERS": str(folder), "FILE": str(file), "OUT": str(out)}
+    settings["MODEL"] = str(ROOT / "data" / "models" / "tiny-decoder")
+    notebook = nbformat.read(NOTEBOOKS / "06_multi_adapter.ipynb", as_version=4)
+    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
+
+    assert "18 of 27 requests answered by ['naming', 'sorting']" in printed
+    assert all(name in printed for name in ("cut", "empty", "foreign", "other-decoder"))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["task"] for row in rows] == [task for task, _ in asked]
+    assert {row["answer"] for row in rows if row["task"] == "naming"} == {"Handy coffee machine"}
+    assert {row["answer"] for row in rows if row["task"] == "sorting"} <= intents
+    assert not any("answer" in row for row in rows if row["task"] == "poems")
 
 
 def test_the_take_home_runner_has_no_helpers(tmp_path):

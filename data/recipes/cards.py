@@ -24,6 +24,7 @@ NOTEBOOKS = {
     "03_full_fine_tuning": ("What does it cost to change every weight?", 60),
     "04_lora": ("How few weights can you train, and what does it really buy?", 75),
     "05_qlora": ("What does a four-bit base cost you?", 60),
+    "06_multi_adapter": ("How many skills can one base carry, and what do they cost?", 60),
 }
 FILES = {  # ending, the columns to read, and what is to be found
     "reviews": ("csv", ["text"], "label"),
@@ -107,6 +108,18 @@ def four_bit():
     ]  # fmt: skip
 
 
+def adapter_scores():
+    """The adapters of the repository: what each was trained on, and its exact match on 100 rows of `test_same`."""
+    rows = []
+    for run in record.load(DATA / "results" / "06_multi_adapter" / "tiny-decoder"):
+        if run["name"].startswith("train-") and run["settings"]["seed"] == 0:
+            name = run["settings"]["task"]
+            file = DATA / "models" / "adapters" / name / "adapter_model.safetensors"
+            rows.append({"adapter": name, "exact match": run["metrics"]["test_same"], "kB": file.stat().st_size / 1000,
+                         "CPU s": round(run["seconds"])})  # fmt: skip
+    return rows
+
+
 def training_of(name):
     return json.loads((DATA / "models" / name / "training.json").read_text())
 
@@ -161,6 +174,7 @@ TABLES = {
     "decoder-scores": lambda: writer_scores("decoder"),
     "seq2seq-scores": lambda: writer_scores("seq2seq"),
     "four-bit": four_bit,
+    "adapters": adapter_scores,
     **{f"{kind}-curve": lambda kind=kind: curve(f"tiny-{kind}") for kind in MODELS},
     **{f"{kind}-facts": lambda kind=kind: facts(f"tiny-{kind}") for kind in MODELS},
 }
