@@ -10,5 +10,6 @@
 | `adapters` | what an adapter would train, whether a saved one fits, its life from saving to merging  |
 | `record`   | save, load and tabulate runs                                                            |
 | `plots`    | takes numbers and an `ax`, returns the `ax`                                             |
+| `widgets`  | panels: tune by hand, will it fit, decode; each works from code too                     |
 | `checks`   | exercise checks that name the mistake                                                   |
 """

@@ -383,8 +383,11 @@ class _Tuning(_Panel):
         return (max if highest else min)(values) if values else None
 
     def plot(self, title=None):
-        """The curves of all runs, as a chart; for the main thread."""
-        return plots.learning_curves({run["name"]: run["curve"] for run in self.records if run["curve"]}, title=title)
+        """The curves of all runs, named with the settings that differ, as a chart; for the main thread."""
+        drawn = [run for run in self.records if run["curve"]]
+        differ = [name for name in self.settings if len({str(run["settings"].get(name)) for run in drawn}) > 1]
+        told = {run["name"]: "".join(f", {name} {run['settings'].get(name)}" for name in differ) for run in drawn}
+        return plots.learning_curves({run["name"] + told[run["name"]]: run["curve"] for run in drawn}, title=title)
 
 
 def _fixed(train, ranges):
