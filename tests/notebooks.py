@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def save_cost(name, **cost):
 def main(command, *arguments):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if command == "execute":
+        os.environ["HELPERS_RUNS"] = tempfile.mkdtemp()  # a panel's history starts empty, whatever was run here before
         for path in sorted(map(Path, arguments)):
             execute(path)
     elif command == "with-solutions":
