@@ -319,9 +319,9 @@ class _Tuning(_Panel):
                 seconds=seconds, machine=env.machine(), versions=env.versions(), outcome=outcome,
             )  # fmt: skip
             self.records.append(record.load(path))
-            self.status.value = _status(f"{self._place}{outcome} after {seconds:.1f} s, saved as {path.name}")
             self._show_history()
             self._draw(force=True)
+            self.status.value = _status(f"{self._place}{outcome} after {seconds:.1f} s, saved as {path.name}")
 
     def _seen(self, step, last, model):
         """Called by the callback after each step."""
@@ -631,8 +631,8 @@ class _Fitting(_Panel):
             return  # stale: a newer question waits
         self.prediction, self.fit, self.change = prediction, fit, None
         self.said = f"{_named(wanted)}: {fit.answer}, {fit.why}"
-        self.status.value = _status(self.said)
         self._draw(wanted)
+        self.status.value = _status(self.said)
         if fit.answer == "yes":
             return
         self.advice.value = _status("looking for the smallest change that makes it fit …")
