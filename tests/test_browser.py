@@ -141,9 +141,10 @@ def test_tuning_by_hand(page, visit):
     page.mouse.down()
     page.mouse.move(line["x"] + 0.8 * line["width"], box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
-    page.wait_for_function(
-        "([box, before]) => box.value !== before",
-        arg=[number_box(panel, "learning_rate").element_handle(), before],
+    page.wait_for_function(  # until the box says where the handle came to rest, to its two digits
+        """([box, handle, before]) => box.value !== before &&
+            Math.abs(Math.log10(box.value) - handle.getAttribute("aria-valuenow")) < 0.03""",
+        arg=[number_box(panel, "learning_rate").element_handle(), handle.element_handle(), before],
     )
     type_into(panel, "learning_rate", "0.0007")
     type_into(panel, "n_rows", "1000")
