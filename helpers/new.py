@@ -114,17 +114,28 @@ def project(
     splits, labels, told = _rows(task, [data] if isinstance(data, (str, Path)) else list(data), columns, labels)
 
     marks = {task, method, {"decoder": "decoder", "encoder-decoder": "seq2seq"}.get(what, task)}
-    files = {file: _kept(TEMPLATES / file, marks) for file in ("train.py", "predict.py", "config.yaml", "README.md")}
+    files = {file: _kept(TEMPLATES / file, marks) for file in ("train.py", "predict.py", "README.md")}
     with _imported(files["train.py"]) as train:
         tokenizer = train.load_tokenizer({"model": {"pretrained_model_name_or_path": path}, "data": {}})
-        chosen = _chosen(what, method, config, tokenizer, train) | {"data.labels": labels} | (settings or {})
-        chosen = {key: value for key, value in chosen.items() if value is not None}
-        chosen["model.pretrained_model_name_or_path"] = path
-        files["config.yaml"] = _with_settings(files["config.yaml"], chosen)
-        (train.HERE / "config.yaml").write_text(files["config.yaml"], encoding="utf-8")
-        checked = train.read_config()
-        longest, left_out = _encoded(train, checked, splits)
-        expected = _memory(train, checked, PEFT_TASKS[what], longest, method, source)
+
+        def configured(method):
+            """config.yaml for a method, as text and read; what the README says of memory; and of rows left out."""
+            chosen = {"model.pretrained_model_name_or_path": path, "data.labels": labels}
+            chosen |= _chosen(what, method, config, tokenizer, train) | (settings or {})
+            chosen = {key: value for key, value in chosen.items() if key != "data.labels" or labels}
+            text = _with_settings(_kept(TEMPLATES / "config.yaml", marks - set(METHODS) | {method}), chosen)
+            (train.HERE / "config.yaml").write_text(text, encoding="utf-8")
+            checked = train.read_config()
+            longest, left_out = _encoded(train, checked, splits)
+            return text, checked, _memory(train, checked, PEFT_TASKS[what], longest), left_out
+
+        try:
+            files["config.yaml"], checked, expected, left_out = configured(method)
+        except _Untrainable as error:
+            possible = [other for other in METHODS if other != method and _works(configured, other)]
+            raise ValueError(
+                f"{source} cannot be trained by {METHODS[method]} ({error}). Possible: {', '.join(possible) or 'none'}."
+            ) from error
     if Path(path).is_dir():  # seen from the project, so that both can be moved together
         files["config.yaml"] = _with_settings(
             files["config.yaml"], {"model.pretrained_model_name_or_path": os.path.relpath(path, place)}
@@ -343,7 +354,7 @@ def _ia3(config):
     if scaled:
         return list(scaled), list(constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind])
     if kind not in IA3:
-        raise ValueError(f"IA3: neither peft nor we know which layers of {kind} to scale. Take lora or full.")
+        raise _Untrainable(f"neither peft nor helpers.new knows which layers of {kind} to scale")
     output, feedforward = IA3[kind]
     return [*output, *feedforward], feedforward
 
@@ -445,7 +456,7 @@ def _imported(source):
 
 def _encoded(train, config, splits):
     """The longest row to train on, by the project's own code; and a line for the rows that are left out."""
-    tokenizer, left_out = train.load_tokenizer(config), []
+    tokenizer, left_out, longest = train.load_tokenizer(config), [], 0
     for part, rows in splits.items():
         with contextlib.redirect_stdout(io.StringIO()):
             examples = train.encode(rows, tokenizer, config)
@@ -454,41 +465,54 @@ def _encoded(train, config, splits):
         if not examples:
             raise ValueError(f"all rows of {part} are longer than data.max_length={config['data']['max_length']}.")
         if part == "train":
-            longest = max(max(len(example["input_ids"]) for example in examples), 1)
+            longest = max(len(example["input_ids"]) for example in examples)
     return longest, left_out
 
 
-def _memory(train, config, task, longest, method, source):
-    """What the README says of memory; an error when two steps with shapes instead of numbers cannot be trained."""
+class _Untrainable(ValueError):
+    """The libraries cannot train this model by this method."""
+
+
+def _works(configured, method):
+    try:
+        configured(method)
+    except ValueError:
+        return False
+    return True
+
+
+def _memory(train, config, task, longest):
+    """What the README says of memory; `_Untrainable` when two steps with shapes instead of numbers cannot be done."""
     from helpers import memory
 
-    training, adapter = config["training"], "peft" in config
-    batch = training["per_device_train_batch_size"]
-    try:
-        found = memory.predict(
-            train.place(config),
-            batch=batch,
-            length=longest,
-            task=task,
-            peft=train.peft_config(config),
-            quantization_config=train.quantization_config(config),
-            dtype="bfloat16" if adapter else "float32",
-            autocast="bfloat16",
-            activation_checkpointing=bool(training.get("activation_checkpointing")),
-            optim=training["optim"] if training["optim"] in memory.OPTIMIZERS else memory.OPTIMIZERS[0],
-        )
-    except Exception as error:  # whatever the libraries raise when the method does not fit the model
-        raise ValueError(
-            f"{source} cannot be trained by {METHODS[method]}: {str(error).splitlines()[0]} "
-            f"Possible are full and, for nearly all models, lora."
-        ) from error
+    training, found, problems = config["training"], None, []
+    for device in ("cuda", "cpu"):  # the imitation of CUDA may fail where the model does not
+        try:
+            found = found or memory.predict(
+                train.place(config),
+                batch=training["per_device_train_batch_size"],
+                length=longest,
+                task=task,
+                peft=train.peft_config(config),
+                quantization_config=train.quantization_config(config),
+                dtype="bfloat16" if "peft" in config else "float32",
+                autocast="bfloat16",
+                activation_checkpointing=bool(training.get("activation_checkpointing")),
+                optim=training["optim"] if training["optim"] in memory.OPTIMIZERS else memory.OPTIMIZERS[0],
+                device=device,
+            )
+        except Exception as error:  # whatever the libraries raise when a method does not fit a model
+            problems.append(error)
+    if found is None:
+        raise _Untrainable(str(problems[0]).splitlines()[0].rstrip(".")) from problems[0]
     parts = ", ".join(
         f"{name} {size / memory.GIB:.2f}" for name, size in found.split.items() if size > memory.GIB / 200
     )
     text = (
-        f"Expected peak of a training step on a GPU with bf16: {found.peak_gib:.2f} GiB ({parts}), and about "
-        f"{memory.OUTSIDE_GIB} GiB for CUDA itself. That is for {batch} rows of {longest} tokens, the longest to train "
-        "on; it was computed from the configuration when this project was made, not measured. Smaller batches with "
+        f"Expected peak of a training step {'on a GPU' if found.device == 'cuda' else 'on a CPU'} with bf16: "
+        f"{found.peak_gib:.2f} GiB ({parts}); CUDA itself takes about {memory.OUTSIDE_GIB} GiB more. That is for "
+        f"{training['per_device_train_batch_size']} rows of {longest} tokens, the longest to train on; it was computed "
+        "from the configuration when this project was made, not measured. Smaller batches with "
         "`gradient_accumulation_steps`, or `activation_checkpointing`, need less."
     )
     return textwrap.fill(text, 120)
