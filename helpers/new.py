@@ -125,7 +125,10 @@ def project(
             chosen = {key: value for key, value in chosen.items() if key != "data.labels" or labels}
             text = _with_settings(_kept(TEMPLATES / "config.yaml", marks - set(METHODS) | {method}), chosen)
             (train.HERE / "config.yaml").write_text(text, encoding="utf-8")
-            checked = train.read_config()
+            checked, most = train.read_config(), _limit(config, tokenizer, method)
+            if checked["data"].get("max_length", 0) > most:
+                given = checked["data"]["max_length"]
+                raise ValueError(f"data.max_length is {given}, and {source} has places for {most} tokens.")
             longest, left_out = _encoded(train, checked, splits)
             return text, checked, _memory(train, checked, PEFT_TASKS[what], longest), left_out
 
@@ -327,8 +330,9 @@ def _chosen(what, method, config, tokenizer, train):
         if name not in (network.base_model_prefix, "head", "lm_head") and list(part.parameters())
     ]
     written = what in ("decoder", "encoder-decoder")
+    most = _limit(config, tokenizer, method)  # a row that holds an answer must not be cut, a text may be
     rate = RATES[method][network.num_parameters() >= TINY]
-    chosen = {"training.learning_rate": rate, "data.max_length": _limit(config, tokenizer, method, written)}
+    chosen = {"training.learning_rate": rate, "data.max_length": min(512 if written else 256, most)}
     if what == "decoder" and not tokenizer.chat_template:
         if not tokenizer.eos_token:
             raise ValueError("its tokenizer has no end token, so the model could not learn to stop. Set eos_token.")
@@ -359,12 +363,12 @@ def _ia3(config):
     return [*output, *feedforward], feedforward
 
 
-def _limit(config, tokenizer, method, written):
-    """Tokens of a row: 256 (512 for rows that hold an answer), or what the model has places for."""
+def _limit(config, tokenizer, method):
+    """The most tokens of a row that the model has places for."""
     places = getattr(config, "max_position_embeddings", None) or 1e6
     places -= 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0  # they count on from the padding
     places -= 20 if method == "prefix" else 0
-    return int(min(512 if written else 256, places, tokenizer.model_max_length))
+    return int(min(places, tokenizer.model_max_length))
 
 
 def _with_settings(text, settings):

@@ -113,7 +113,9 @@ def test_a_project_trains_and_predicts(family, method, family_folder, texts, tmp
     quick = dict(model=str(family_folder(family)), method=method)
     monkeypatch.chdir(tmp_path)
     if family in NO_PREFIX and method == "prefix":
-        with pytest.raises(ValueError, match=r"cannot be trained by prefix tuning .* Possible: full, lora, qlora, ia3\."):
+        with pytest.raises(
+            ValueError, match=r"cannot be trained by prefix tuning .* Possible: full, lora, qlora, ia3\."
+        ):
             new.project("classification", "mine", **quick)
         assert not list(tmp_path.iterdir())
         return
