@@ -242,7 +242,7 @@ def _rows(task, files, columns, labels):
     names = {1: ["train"], 2: ["train", "test"], 3: ["train", "validation", "test"]}[len(files)]
     found = {name: tables.read(file) for name, file in zip(names, files, strict=True)}
     one = next(iter(found.values())) if len(files) == 1 else found
-    text, one = _checked(task, one, columns, labels)
+    one, text, more = _checked(task, one, columns, labels)
     if len(files) == 1:
         splits = tables.split(one, label=columns["label"], text=text)
     elif len(files) == 2:
@@ -254,35 +254,57 @@ def _rows(task, files, columns, labels):
     splits = tables.without_overlaps(splits, text=text)
     told = [f"From {', '.join(Path(str(file)).name for file in files)}, which was only read:", ""]
     told += [f"* `data/{part}.jsonl`: {len(splits[part])} rows" for part in ("train", "validation", "test")]
-    told += ["", f"Rows to train whose text is, but for case and punctuation, in another part: {leaks}, left out."]
+    told += [
+        "",
+        f"Rows to train whose text is, but for case and punctuation, in another part: {leaks}, left out.",
+        *more,
+    ]
     return *_plain(task, splits, columns), told
 
 
 def _checked(task, rows, columns, labels):
-    """The rows after the checks of `helpers.data`, and the column whose equal texts belong together."""
+    """The rows after the checks of `helpers.data`, the column whose equal texts belong together, and what to tell."""
+    read, wanted = ("tokens", "tags") if task == "tokens" else ("text", "label")
+    check = tables.check_tokens if task == "tokens" else tables.check
+    named = {read: columns[read], wanted: columns[wanted], "duplicates": "ignore"}
     try:
         if task == "generation":
             if labels is not None:
                 raise ValueError("labels are for classification and tokens: leave them out.")
             rows = tables.to_messages(rows, prompt=columns["prompt"], answer=columns["answer"])
-            return "asked", _each(rows, _with_asked)
-        if task == "tokens":
-            found = tables.check_tokens(
-                rows, tokens=columns["tokens"], tags=columns["tags"], labels=labels, duplicates="ignore"
-            )
-            text, target = columns["tokens"], columns["tags"]
-        else:
-            found = tables.check(rows, text=columns["text"], label=columns["label"], labels=labels, duplicates="ignore")
-            text, target = columns["text"], columns["label"]
+            return _each(rows, _with_asked), "asked", []
+        words = _words_for_numbers(_values(rows, columns[wanted]), labels)
+        found = check(rows, **named, labels=None if words else labels)
     except tables.DataError as error:
         options = {"classification": "--text and --label", "tokens": "--tokens and --tags"}
         hint = f" Your columns are named by {options.get(task, '--prompt and --answer')}."
         raise ValueError(f"{error}{hint if 'has no column' in str(error) else ''}") from None
-    seen = {row["class"] for row in tables.class_balance(found, label=target) if row["count"]}
+    if words:  # the classes are in the order of the numbers, and get their words
+        from datasets import ClassLabel
+
+        found = _each(found, lambda part: part.cast_column(columns[wanted], ClassLabel(names=list(words.values()))))
+        return found, columns[read], ["", f"Labels: {', '.join(f'{n} is {word}' for n, word in words.items())}."]
+    seen = {row["class"] for row in tables.class_balance(found, label=columns[wanted]) if row["count"]}
     unseen = [str(name) for name in labels or [] if str(name) not in seen]
     if unseen:
         raise ValueError(f"no row has the label {', '.join(unseen)}; the data have {', '.join(sorted(seen))}.")
-    return text, found
+    return found, columns[read], []
+
+
+def _values(rows, column):
+    """The different labels of the rows to train on; none when there is no such column, or tags in it."""
+    first = next(iter(rows.values())) if isinstance(rows, dict) else rows
+    if column not in first.column_names or isinstance(first[0][column], list):
+        return []
+    return sorted(map(str, first.unique(column)))
+
+
+def _words_for_numbers(values, labels):
+    """{number: word} when the labels are as many whole numbers as words are given; else nothing."""
+    numeric = values and all(re.fullmatch(r"\d+", value) for value in values)
+    if not numeric or len(labels or []) != len(values) or any(re.fullmatch(r"\d+", str(word)) for word in labels):
+        return {}
+    return dict(zip(sorted(values, key=int), labels, strict=True))
 
 
 def _each(rows, change):

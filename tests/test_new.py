@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from datasets import Dataset
 from new_projects import QUICK, load, small_file
 
 from helpers import env, new, record
@@ -127,6 +128,16 @@ def test_numbers_become_words_and_the_readers_file_is_only_read(capsys):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["labels"] == words
     assert "helpers" not in (folder / "train.ipynb").read_text() + (folder / "train.py").read_text()
+
+
+def test_words_go_to_numbers_in_the_order_of_the_numbers():
+    text = Path("mine.csv").read_text()
+    Path("mine.csv").write_text(re.sub(r"(?m),(\d)$", lambda found: f",{10 - 3 * int(found[1])}", text))  # 10, 7 and 4
+    folder = new.project("classification", "new", labels=["poor", "fair", "good"], **MINE)
+    rows = [json.loads(line) for line in (folder / "data/train.jsonl").read_text().splitlines()]
+    place = {row["text"]: int(re.search(r"the (\d+)th", row["text"])[1]) % 3 for row in rows}
+    assert all(row["label"] == ["good", "fair", "poor"][place[row["text"]]] for row in rows)
+    assert "4 is poor, 7 is fair, 10 is good" in (folder / "README.md").read_text()
 
 
 def test_rows_to_train_that_are_in_another_part_are_left_out_and_told():
@@ -432,6 +443,46 @@ def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings
     wanted = losses(space["trainer"].state.log_history)
     assert len(found) == len(wanted) > 5
     assert found == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
+def test_the_examples_are_those_of_helpers_data(kind, kinds):
+    from helpers import data
+
+    train = kinds(kind)
+    tokenizer, rows = train.load_tokenizer(train.read_config()), train.read_rows("data/train.jsonl")
+    found = Dataset.from_list(rows)
+    if kind == "decoder":  # with several turns
+        wanted = data.tokenize_chat(found, tokenizer)
+        assert max(len(row["messages"]) for row in rows) > 3
+    elif kind == "seq2seq":
+        pairs = [{"asked": row["messages"][0]["content"], "said": row["messages"][1]["content"]} for row in rows]
+        wanted = data.tokenize_pairs(Dataset.from_list(pairs), tokenizer, source="asked", target="said")
+    else:
+        found = data.check_tokens(found, labels=train.read_config()["data"]["labels"], duplicates="ignore")
+        wanted = data.align_labels(found, tokenizer)
+    made = train.encode(rows, tokenizer, train.read_config())
+    for name in ("input_ids", "attention_mask", "labels"):
+        assert [example[name] for example in made] == wanted[name][:]
+
+
+@pytest.mark.slow
+def test_the_notebook_with_the_panel_predicts_memory_and_tunes(monkeypatch):
+    settings = QUICK | {"training.max_steps": 2}
+    folder = new.project("classification", "mine", settings=settings, panel=True, **MINE)
+    monkeypatch.chdir(folder)
+    load(folder)
+    space = {}
+    for cell in nbformat.read(folder / "train.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+    space["panel"].start(learning_rate=1e-3)
+    space["panel"].wait()
+    [run] = record.load(folder / "runs" / "tune")
+    assert run["settings"]["learning_rate"] == 1e-3
+    assert run["outcome"] == "finished"
+    tuned = new.from_record(run, "classification", folder / "tuned", data="../mine.csv", text="comment", label="stars")
+    assert yaml.safe_load((tuned / "config.yaml").read_text())["training"]["learning_rate"] == 1e-3
 
 
 def test_the_function_that_finds_a_whole_checkpoint_is_that_of_notebook_03():

@@ -32,4 +32,5 @@ def tuned(
 
 
 rate, epochs = settings["learning_rate"], sorted({1, 2, 4, 8, settings["num_train_epochs"]})
-widgets.tune(tuned, folder="runs/tune", learning_rate=(rate / 10, rate * 10), num_train_epochs=epochs)
+panel = widgets.tune(tuned, folder="runs/tune", learning_rate=(rate / 10, rate * 10), num_train_epochs=epochs)
+panel
