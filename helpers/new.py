@@ -23,7 +23,7 @@ import sys
 import tempfile
 import textwrap
 from difflib import get_close_matches
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from helpers import data as tables
@@ -556,7 +556,14 @@ def _requirements(task, method, config):
     reports = [reports] if isinstance(reports, str) else reports
     wanted = [*REQUIRED, NEEDED[task], *([NEEDED[method]] if method in NEEDED else [])]
     wanted += [name for name in reports if name in ("tensorboard", "wandb", "trackio")]
-    return "".join(f"{name}=={version(name).partition('+')[0]}\n" for name in wanted)
+    return "".join(f"{name}{_pin(name)}\n" for name in wanted)
+
+
+def _pin(name):
+    try:
+        return f"=={version(name).partition('+')[0]}"
+    except PackageNotFoundError:  # a tracker that is not installed here: any version
+        return ""
 
 
 def _sections(source):

@@ -512,6 +512,15 @@ def test_a_run_is_tracked_without_a_network(tracker, monkeypatch):
     assert record.load(folder / "runs" / "main.json")["metrics"]["test_loss"] > 0
 
 
+def test_a_tracker_that_is_not_installed_is_named_without_a_version(monkeypatch):
+    def missing(name):
+        raise new.PackageNotFoundError(name)
+
+    monkeypatch.setattr(new, "version", missing)
+    given = new._requirements("tokens", "lora", {"training": {"report_to": ["trackio"]}})
+    assert given.splitlines()[-2:] == ["seqeval", "trackio"]
+
+
 def test_a_finished_run_says_so_and_other_settings_do_not_go_on_with_it(kinds):
     train = kinds("encoder")
     config = train.read_config()
