@@ -113,24 +113,13 @@ def project(
             raise ValueError("this installation has no sample data: pass data= (--data), a file of yours.")
     splits, labels, told = _rows(task, [data] if isinstance(data, (str, Path)) else list(data), columns, labels)
 
-    marks = {task, method, {"decoder": "decoder", "encoder-decoder": "seq2seq"}.get(what, task)}
-    files = {file: _kept(TEMPLATES / file, marks) for file in ("train.py", "predict.py", "README.md")}
+    marks = {task, {"decoder": "decoder", "encoder-decoder": "seq2seq"}.get(what, task)}
+    files = {file: _kept(TEMPLATES / file, marks | {method}) for file in ("train.py", "predict.py", "README.md")}
     with _imported(files["train.py"]) as train:
-        tokenizer = train.load_tokenizer({"model": {"pretrained_model_name_or_path": path}, "data": {}})
 
         def configured(method):
-            """config.yaml for a method, as text and read; what the README says of memory; and of rows left out."""
-            chosen = {"model.pretrained_model_name_or_path": path, "data.labels": labels}
-            chosen |= _chosen(what, method, config, tokenizer, train) | (settings or {})
-            chosen = {key: value for key, value in chosen.items() if key != "data.labels" or labels}
-            text = _with_settings(_kept(TEMPLATES / "config.yaml", marks - set(METHODS) | {method}), chosen)
-            (train.HERE / "config.yaml").write_text(text, encoding="utf-8")
-            checked, most = train.read_config(), _limit(config, tokenizer, method)
-            if checked["data"].get("max_length", 0) > most:
-                given = checked["data"]["max_length"]
-                raise ValueError(f"data.max_length is {given}, and {source} has places for {most} tokens.")
-            longest, left_out = _encoded(train, checked, splits)
-            return text, checked, _memory(train, checked, PEFT_TASKS[what], longest), left_out
+            text = _kept(TEMPLATES / "config.yaml", marks | {method})
+            return _configured(text, train, what, config, path, method, labels, settings or {}, splits)
 
         try:
             files["config.yaml"], checked, expected, left_out = configured(method)
@@ -139,27 +128,22 @@ def project(
             raise ValueError(
                 f"{source} cannot be trained by {METHODS[method]} ({error}). Possible: {', '.join(possible) or 'none'}."
             ) from error
-    if Path(path).is_dir():  # seen from the project, so that both can be moved together
-        files["config.yaml"] = _with_settings(
-            files["config.yaml"], {"model.pretrained_model_name_or_path": os.path.relpath(path, place)}
-        )
-    about = dict(PROJECT_NAME=place.name, MODEL_NAME=Path(path).name if Path(path).is_dir() else path)
-    about |= dict(METHOD_NAME=METHODS[method], LABELS=", ".join(labels or []), MEMORY_TEXT=expected)
-    about |= dict(DATA_TEXT="\n".join([*told, *left_out]), SAMPLE_TEXT=_sample(task, splits))
-    for word, value in about.items():
+    local = Path(path).is_dir()
+    if local:  # seen from the project, so that both can be moved together
+        seen = {"model.pretrained_model_name_or_path": os.path.relpath(path, place)}
+        files["config.yaml"] = _with_settings(files["config.yaml"], seen)
+    about = dict(PROJECT_NAME=place.name, MODEL_NAME=Path(path).name if local else path, METHOD_NAME=METHODS[method])
+    about |= dict(LABELS=", ".join(labels or []), MEMORY_TEXT=expected, SAMPLE_TEXT=_sample(task, splits))
+    for word, value in {**about, "DATA_TEXT": "\n".join([*told, *left_out])}.items():
         files["README.md"] = files["README.md"].replace(word, value)
     files["train.ipynb"] = _notebook(files["train.py"], place.name, PEFT_TASKS[what] if panel else None)
     files["requirements.txt"] = _requirements(task, method, checked)
-    files |= {
-        f"data/{part}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        for part, rows in splits.items()
-    }
+    for part, rows in splits.items():
+        files[f"data/{part}.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     _build(place, files)
     sizes = [len(splits[part]) for part in ("train", "validation", "test")]
-    print(
-        "{}: {} rows to train, {} to validate, {} to test.".format(place.name, *sizes),
-        f'Now: cd "{place.name}" and python train.py',
-    )
+    print("{}: {} rows to train, {} to validate, {} to test.".format(place.name, *sizes), end=" ")
+    print(f'Now: cd "{place.name}" and python train.py')
     return place
 
 
@@ -176,8 +160,11 @@ def from_record(run, task, name, **options):
 
     Taught in README.md, "From notebook to project".
     """
-    run = record.load(run) if isinstance(run, (str, Path)) else run
-    found, settings, rest = _flat(run["settings"]), {}, []
+    file = Path(run).resolve() if isinstance(run, (str, Path)) else None
+    found, settings, rest = _flat((record.load(file) if file else run)["settings"]), {}, []
+    for folder in file.parents[:3] if file else ():  # a project's record names its model's folder as seen from there
+        if "model" in found and (folder / found["model"] / "config.json").exists():
+            found["model"] = str((folder / found["model"]).resolve())
     method = _method(found)
     options = {"model": found.pop("model", None), **({"method": method} if method else {}), **options}
     for key, value in found.items():
@@ -336,6 +323,20 @@ def _plain(task, splits, columns):
 
 
 # ---- Settings ------------------------------------------------------------------------------------------
+
+
+def _configured(text, train, what, config, path, method, labels, settings, splits):
+    """config.yaml, as text and as read; what the README says of memory; and lines for rows that are left out."""
+    tokenizer = train.load_tokenizer({"model": {"pretrained_model_name_or_path": path}, "data": {}})
+    chosen = {"model.pretrained_model_name_or_path": path} | ({"data.labels": labels} if labels else {})
+    text = _with_settings(text, chosen | _chosen(what, method, config, tokenizer, train) | settings)
+    (train.HERE / "config.yaml").write_text(text, encoding="utf-8")
+    checked, most = train.read_config(), _limit(config, tokenizer, method)
+    if checked["data"].get("max_length", 0) > most:
+        given, name = checked["data"]["max_length"], Path(path).name
+        raise ValueError(f"data.max_length is {given}, and {name} has places for {most} tokens.")
+    longest, left_out = _encoded(train, checked, splits)
+    return text, checked, _memory(train, checked, PEFT_TASKS[what], longest), left_out
 
 
 def _chosen(what, method, config, tokenizer, train):

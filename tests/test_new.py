@@ -364,12 +364,12 @@ def test_a_run_of_the_panel_is_carried_on():
 def test_a_run_of_a_project_is_carried_on(kinds):
     train = kinds("tagger")
     settings = train.read_config() | {"training": train.read_config()["training"] | {"learning_rate": 0.123}}
-    folder = new.from_record(
-        {"settings": settings | {"model": {"pretrained_model_name_or_path": "tiny-encoder"}}}, "tokens", "mine"
-    )
+    run = record.save(train.HERE / "runs", "one", settings=settings, metrics={})
+    folder = new.from_record(run, "tokens", "mine")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["training"] == settings["training"]
     assert config["peft"] == settings["peft"]
+    assert load(folder).place(config) == train.place(settings)
 
 
 # ---- In step with the notebooks ------------------------------------------------------------------------------------
