@@ -151,7 +151,8 @@ def from_record(run, task, name, **options):
     """Makes a project with the settings of a recorded run, of a panel, a notebook or another project. Returns its path.
 
     `run` is a record or its file. Carried are the model, the method and what config.yaml has a place for, and it is
-    said what is not. `options` are those of `project`, and go before the record's.
+    said what is not. `options` are those of `project`, and go before the record's. `ValueError` when neither they nor
+    the record say the method: a rate that suits one does not suit another.
 
     >>> run = {"settings": {"model": "tiny-encoder", "learning_rate": 1e-3, "rank": 4, "start": "pretrained"}}
     >>> folder = from_record(run, "classification", Path(tempfile.mkdtemp()) / "reviews")
@@ -165,7 +166,9 @@ def from_record(run, task, name, **options):
     for folder in file.parents[:3] if file else ():  # a project's record names its model's folder as seen from there
         if "model" in found and (folder / found["model"] / "config.json").exists():
             found["model"] = str((folder / found["model"]).resolve())
-    method = _method(found)
+    method = _method(found) or ("lora" if {"r", "rank", "lora_alpha", "alpha"} & set(found) else None)
+    if not (method or "method" in options):  # a rate that suits one method does not suit another
+        raise ValueError(f"the record does not say how it was trained: pass method=, one of {', '.join(METHODS)}.")
     options = {"model": found.pop("model", None), **({"method": method} if method else {}), **options}
     for key, value in found.items():
         key = _in_config(key, options.get("method", "lora"))

@@ -361,6 +361,14 @@ def test_a_run_of_the_panel_is_carried_on():
     assert [config["peft"][key] for key in ("r", "lora_alpha")] == [4, 32]
 
 
+def test_a_run_that_does_not_say_its_method_is_not_guessed_at():
+    run = env.DATA / "results" / "01_classification" / "tiny-encoder" / "rate-pretrained-0.001-0.json"
+    with pytest.raises(ValueError, match="does not say how it was trained: pass method="):
+        new.from_record(run, "classification", "mine")
+    folder = new.from_record(run, "classification", "mine", method="full")
+    assert "peft" not in yaml.safe_load((folder / "config.yaml").read_text())
+
+
 def test_a_run_of_a_project_is_carried_on(kinds):
     train = kinds("tagger")
     settings = train.read_config() | {"training": train.read_config()["training"] | {"learning_rate": 0.123}}
@@ -481,7 +489,8 @@ def test_the_notebook_with_the_panel_predicts_memory_and_tunes(monkeypatch):
     [run] = record.load(folder / "runs" / "tune")
     assert run["settings"]["learning_rate"] == 1e-3
     assert run["outcome"] == "finished"
-    tuned = new.from_record(run, "classification", folder / "tuned", data="../mine.csv", text="comment", label="stars")
+    options = MINE | {"data": "../mine.csv", "method": "lora"}
+    tuned = new.from_record(run, "classification", folder / "tuned", **options)
     assert yaml.safe_load((tuned / "config.yaml").read_text())["training"]["learning_rate"] == 1e-3
 
 
