@@ -700,6 +700,7 @@ TAKE_HOME = {  # notebook: the files its cell must take
     "01_classification": [messages, long_reviews, exported_table],
     "03_full_fine_tuning": [messages, exported_table],
     "04_lora": [messages, exported_table, json_lines],
+    "09_beyond_one_machine": [json_lines],  # and one of two processes in test_distributed
 }
 WRITERS = {  # the same for models that write
     "02_generation": [instructions, conversations],
