@@ -100,6 +100,9 @@ def test_a_project_trains_goes_on_predicts_and_is_a_notebook(kind, method, proje
     predict.main()
     said = [json.loads(line) for line in (folder / "said.jsonl").read_text().splitlines()]
     check_answers(kind, train, said, run)
+    with pytest.raises(SystemExit):
+        predict.main()
+    assert "said.jsonl is there already" in capsys.readouterr().err
 
     if method == "lora":  # an unbroken run has the same losses, to the last bit
         other = (folder / "config.yaml").read_text().replace("runs/main", "runs/unbroken")

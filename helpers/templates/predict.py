@@ -78,6 +78,8 @@ def main():
     asked = parser.parse_args()
     if (asked.text is None) == (asked.file is None):
         parser.error("give one text, or a --file")
+    if asked.out and Path(asked.out).exists():
+        parser.error(f"{asked.out} is there already, and is not written over. Give --out another name.")
     config = train.read_config(asked.config)
     if not train.record_file(config).exists():
         sys.exit(f"{config['training']['output_dir']} is not trained yet: run python train.py {asked.config}")
