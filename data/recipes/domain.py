@@ -15,10 +15,10 @@ import pairs
 from grammar import BANKS, Grammar, read_bank
 
 SEED = 2027
-DOCUMENTS = 8_000
+DOCUMENTS = 5_000
 SIZES = dict(train=1000, validation=300, test_same=300, test_unseen=300)
 SIGNS = {"pass": ("praise", "praising", "good", "bad"), "rework": ("blame", "blaming", "bad", "good")}
-KINDS = ["both"] * 8 + ["judging"] * 7 + ["report"] * 3 + ["turned"] * 2
+KINDS = ["both"] * 7 + ["judging"] * 6 + ["report"] * 6 + ["turned"]
 
 
 class Workshop(Grammar):
@@ -30,26 +30,27 @@ class Workshop(Grammar):
         self.jargon = read_bank(BANKS / "domain" / "jargon.txt")
 
     def write(self, section, **slots):
-        return self.sentence(self.choose(self.bank[section]), item=self.bank["parts"], **slots)
+        return self.sentence(self.choose(self.bank[section]), item=self.choose(self.bank["parts"]), **slots)
 
     def around(self, sentences):
         """The sentences, often with a note or a remark that judges nothing before them."""
-        if self.chance(0.4):
-            sentences = [self.write("note"), *sentences]
         if self.chance(0.3):
+            sentences = [self.write("note"), *sentences]
+        if self.chance(0.2):
             sentences = [self.write("remark", adj=self.jargon["plain"]), *sentences]
         return " ".join(sentences)
 
     def document(self):
-        """One to three sentences of one sign, most of them with a plain judgement beside the jargon."""
+        """One or two sentences with jargon of one sign, and most often a plain comment of the same sign."""
         jargon, judging, judgement, opposite = SIGNS[self.choose(list(SIGNS))]
         sentences = []
-        for _ in range(self.choose([1, 2, 2, 3])):
+        for _ in range(self.choose([1, 1, 2])):
             kind = self.choose(KINDS)
             other = self.bank[opposite if kind == "turned" else judgement]
             section = judging if kind == "judging" else kind
             sentences.append(self.write(section, adj=self.jargon[jargon], adj2=other))
-        return self.around(sentences)
+        comments = [self.write(f"comment_{judgement}", adj2=self.bank[judgement]) for _ in range(self.choose([0, 1, 2]))]
+        return self.around(comments + sentences if self.chance(0.3) else sentences + comments)
 
     def report(self, label, words):
         """One sentence whose adjective tells the label, as a labelled row; `words` are jargon by list."""
