@@ -49,7 +49,9 @@ class Workshop(Grammar):
             other = self.bank[opposite if kind == "turned" else judgement]
             section = judging if kind == "judging" else kind
             sentences.append(self.write(section, adj=self.jargon[jargon], adj2=other))
-        comments = [self.write(f"comment_{judgement}", adj2=self.bank[judgement]) for _ in range(self.choose([0, 1, 2]))]
+        comments = [
+            self.write(f"comment_{judgement}", adj2=self.bank[judgement]) for _ in range(self.choose([0, 1, 2]))
+        ]
         return self.around(comments + sentences if self.chance(0.3) else sentences + comments)
 
     def report(self, label, words):
