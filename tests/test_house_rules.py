@@ -829,7 +829,8 @@ def test_the_take_home_cell_of_a_domain_keeps_its_words_whole_and_lowers_the_los
     assert tokenizer.tokenize("A zwibbel, Quorfy!") == ["a", "zwibbel", ",", "quorfy", "!"]
     old = AutoModelForMaskedLM.from_pretrained(settings["MODEL"]).get_input_embeddings().weight
     new = AutoModelForMaskedLM.from_pretrained(out, local_files_only=True).get_input_embeddings().weight
-    assert len(new) > len(old) and new[: len(old)].equal(old), "only the new words have other vectors"
+    assert len(new) > len(old)
+    assert new[: len(old)].equal(old), "only the new words have other vectors"
     AutoModelForSequenceClassification.from_pretrained(out, num_labels=2, local_files_only=True)
 
 
