@@ -37,7 +37,7 @@ ARROWS = {  # module: what it may import from helpers
     "generate": {"record"},
     "adapters": set(),
     "checks": {"data", "metrics", "memory"},
-    "widgets": {"generate", "memory", "plots", "record"},
+    "widgets": {"env", "generate", "memory", "plots", "record"},
     "new": {"data", "record"},
 }
 NO_TORCH = ("adapters", "env", "data", "generate", "metrics", "record", "plots")  # their import brings no torch
