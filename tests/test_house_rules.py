@@ -707,6 +707,7 @@ WRITERS = {  # the same for models that write
     "05_qlora": [instructions, conversations],
 }
 SERVERS = {"06_multi_adapter"}  # it answers requests with a folder of adapters, and has a test of its own
+DOMAINS = {"07_domain_adaptation"}  # it reads a text file without labels, and has a test of its own
 CASES = [(path, write) for path in LESSONS for write in TAKE_HOME.get(path.stem, [])]
 WRITER_CASES = [(path, write) for path in LESSONS for write in WRITERS.get(path.stem, [])]
 
@@ -741,7 +742,7 @@ def printed_accuracy(text):
 
 
 def test_every_lesson_has_files_for_its_take_home_cell():
-    missing = [path.name for path in LESSONS if path.stem not in {*TAKE_HOME, *WRITERS, *SERVERS}]
+    missing = [path.name for path in LESSONS if path.stem not in {*TAKE_HOME, *WRITERS, *SERVERS, *DOMAINS}]
     assert not missing, f"write the files that their take-home cells must take: {missing}"
 
 
@@ -812,6 +813,28 @@ def test_the_take_home_cell_of_a_server_answers_by_task_and_leaves_out_what_is_b
     assert {row["answer"] for row in rows if row["task"] == "naming"} == {"Handy coffee machine"}
     assert {row["answer"] for row in rows if row["task"] == "sorting"} <= intents
     assert not any("answer" in row for row in rows if row["task"] == "poems")
+
+
+@pytest.mark.slow
+def test_the_take_home_cell_of_a_domain_keeps_its_words_whole_and_lowers_the_loss(tmp_path):
+    from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    draw, file, out = random.Random(7), tmp_path / "mine.txt", tmp_path / "saved"
+    texts = [f"Number {n}: the {draw.choice(['box', 'lid'])} is a zwibbel, and so is Quorfy's." for n in range(300)]
+    file.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    settings = {"FILE": str(file), "OUT": str(out), "MODEL": str(ROOT / "data" / "models" / "tiny-encoder")}
+    notebook = nbformat.read(NOTEBOOKS / "07_domain_adaptation.ipynb", as_version=4)
+    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
+
+    before, after = map(float, re.search(r"([\d.]+) before, ([\d.]+) after", printed).groups())
+    assert after < before, printed
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert tokenizer.tokenize("A zwibbel, Quorfy!") == ["a", "zwibbel", ",", "quorfy", "!"]
+    old = AutoModelForMaskedLM.from_pretrained(settings["MODEL"]).get_input_embeddings().weight
+    new = AutoModelForMaskedLM.from_pretrained(out, local_files_only=True).get_input_embeddings().weight
+    assert len(new) > len(old)
+    assert new[: len(old)].equal(old), "only the new words have other vectors"
+    AutoModelForSequenceClassification.from_pretrained(out, num_labels=2, local_files_only=True)
 
 
 def test_the_take_home_runner_has_no_helpers(tmp_path):

@@ -4,9 +4,11 @@ import csv
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import cards
+import domain
 import families
 import labelled
 import numpy as np
@@ -23,6 +25,9 @@ SLOTS = {
     *("full", "surname", "number", "year", "item", "aspect", "adj", "adj2", "cue", "hero", "friend", "thing", "spot"),
     *("PER", "LOC", "ORG", "PERSON", "TOWN"),
 }
+
+
+PARTS = ("train", "validation", "test_same", "test_unseen")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,31 @@ def test_no_held_out_adjective_is_in_a_labelled_text(files):
     assert all(carried), unseen[carried.index(set())]
 
 
-@pytest.mark.parametrize("name", cards.FILES)
+def test_the_domain_is_what_its_recipe_writes():
+    for path, text in domain.files().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} differs: run data/recipes/domain.py"
+
+
+def test_the_held_out_jargon_is_in_no_label_and_often_in_the_unlabelled_text():
+    """Computed from the files alone; and no word of the dialect is in any other bank."""
+    jargon = read_bank(BANKS / "domain" / "jargon.txt")
+    praise, blame = set(jargon["praise"]), set(jargon["blame"])
+    polar = praise | blame
+    found = {part: [polar & set(labelled.words(text)) for text in texts("domain", part)] for part in PARTS}
+    labels = set().union(*found["train"], *found["validation"], *found["test_same"])
+    unseen = set().union(*found["test_unseen"])
+    for carried in [carried for rows in found.values() for carried in rows]:
+        assert carried
+        assert carried <= praise or carried <= blame, "adjectives of one sign tell the label"
+    assert not labels & unseen
+    assert labels | unseen == polar
+    written = Counter(labelled.words((DATA / "domain" / "unlabelled.txt").read_text(encoding="utf-8")))
+    assert min(written[word] for word in polar) > 40
+    others = " ".join(path.read_text(encoding="utf-8") for path in BANK_FILES if path.name != "jargon.txt")
+    assert not set(labelled.words(others)) & {word for words in jargon.values() for word in words}
+
+
+@pytest.mark.parametrize("name", [name for name in cards.FILES if name != "domain"])
 def test_no_handwritten_sentence_comes_from_the_generator(name):
     """No handwritten text is in the generated files, nor among five thousand documents of the corpus."""
     generated = {key(text) for part in ("train", "validation", "test_same") for text in texts(name, part)}

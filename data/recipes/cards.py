@@ -25,6 +25,7 @@ NOTEBOOKS = {
     "04_lora": ("How few weights can you train, and what does it really buy?", 75),
     "05_qlora": ("What does a four-bit base cost you?", 60),
     "06_multi_adapter": ("How many skills can one base carry, and what do they cost?", 60),
+    "07_domain_adaptation": ("Does reading on without labels help in a new domain, and when?", 60),
     "09_beyond_one_machine": ("What changes when one GPU is not enough?", 75),
 }
 FILES = {  # ending, the columns to read, and what is to be found
@@ -35,6 +36,7 @@ FILES = {  # ending, the columns to read, and what is to be found
     "titles": ("json", ["review"], "title"),
     "rewrite": ("json", ["plain"], "polite"),
     "chat": ("jsonl", ["messages"], None),
+    "domain": ("jsonl", ["text"], "label"),
 }
 PARTS = ("train", "validation", "validation_handwritten", "test_same", "test_unseen", "test_handwritten")
 
@@ -51,11 +53,15 @@ def counts(name):
         row = {"file": f"{part}.{ending}", "rows": len(dataset), "words a row": f"{words / len(dataset):.1f}"}
         if name == "entities":
             row["classes"] = len({tag[2:] for tags in dataset["tags"][:] for tag in tags if tag != "O"})
-        elif name in ("reviews", "support"):
+        elif name in ("reviews", "support", "domain"):
             row["classes"] = len(set(dataset[wanted][:]))
         elif wanted:
             row["words an answer"] = f"{sum(len(text.split()) for text in dataset[wanted][:]) / len(dataset):.1f}"
         rows.append(row)
+    if (text := DATA / name / "unlabelled.txt").exists():
+        lines = text.read_text(encoding="utf-8").splitlines()
+        words = sum(len(line.split()) for line in lines)
+        rows.append({"file": text.name, "rows": len(lines), "words a row": f"{words / len(lines):.1f}"})
     return rows
 
 

@@ -139,9 +139,9 @@ def files():
     }
 
 
-def main():
+def main(made):
     differing = []
-    for path, text in files().items():
+    for path, text in made.items():
         if path.exists():
             if path.read_text(encoding="utf-8") != text:
                 differing.append(path.relative_to(DATA).as_posix())
@@ -158,4 +158,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(files())
