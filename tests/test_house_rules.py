@@ -36,11 +36,22 @@ ARROWS = {  # module: what it may import from helpers
     "plots": set(),
     "generate": {"record"},
     "adapters": set(),
-    "checks": {"data", "metrics", "memory"},
+    "checks": {"preflight"},  # a module of its own, as it is long; notebooks call checks.preflight
+    "preflight": {"memory"},
     "widgets": {"generate", "memory", "plots", "record"},
     "new": {"data", "record"},
 }
-NO_TORCH = ("adapters", "env", "data", "generate", "metrics", "record", "plots")  # their import brings no torch
+NO_TORCH = (
+    "adapters",
+    "checks",
+    "env",
+    "data",
+    "generate",
+    "metrics",
+    "preflight",
+    "record",
+    "plots",
+)  # their import brings no torch
 OPEN_ONLY = {  # the subject of the notebooks: written there in the open, never called or subclassed here
     "BitsAndBytesConfig",
     "LoraConfig",
