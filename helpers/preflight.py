@@ -97,7 +97,7 @@ def preflight(
     settings = {name: value for name, value in locals().items() if name != "dataset"}
     facts, found = _Facts(rows=dataset, **settings), Report()
     for check in CHECKS:
-        if check not in TRIED or found.ok:  # a trial is made of what has no error so far
+        if check not in TRIED or SPOILED.isdisjoint(found.names):
             problem = check(facts)
             found += [Problem(*problem)] if problem else []
     return found
@@ -632,6 +632,9 @@ def _as_it_was(model):
 
 
 TRIED = (_no_gradient, _loss)
+SPOILED = {  # no trial with these
+    "vocabulary", "labels", "nothing counts", "quantised head", "merged in four bits", "no gradient", "memory",
+}  # fmt: skip
 CHECKS = (
     _warm_up, _overfitting, _patience, _best_lost, _resume, _training_memory, _evaluation_memory, _vocabulary, _labels,
     _leak, _metric, _padding, _padding_counts, _never_stops, _template, _head, _adapter, _overwritten, _frozen, *TRIED,

@@ -226,12 +226,14 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
         "vocabulary",
         "9000",
     ),
-    "padded to 512": (
+    "padded to 256": (
         lambda f: of_classifier(
-            f, data_collator=DataCollatorWithPadding(tokenizer(ENCODER), "max_length", max_length=512)
+            f,
+            data_collator=DataCollatorWithPadding(tokenizer(ENCODER), "max_length", max_length=256),
+            per_device_train_batch_size=2,
         ),
         "padding",
-        "512 wide",
+        "256 wide",
     ),
     "nothing counts": (
         lambda f: labels_of_writer(f, lambda row: [-100] * len(row["labels"])),
@@ -268,7 +270,11 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
     "writer frozen": (lambda f: of_writer(f, writer().requires_grad_(False)), "no gradient", "Unfreeze"),
     "gradient cut off": (cut_off, "no gradient", "Wqkv.lora_A"),
     "weights that are no numbers": (lambda f: of_classifier(f, with_nan()), "loss", "the loss is nan"),
-    "out of memory": (lambda f: of_classifier(f, device=0.03), "memory", "no: peak"),
+    "out of memory": (
+        lambda f: of_classifier(f, per_device_train_batch_size=32, device=0.1),
+        "memory",
+        "it fits: peak",
+    ),
     "evaluation eats memory": (
         lambda f: of_writer(
             f, eval_dataset=concatenate_datasets([titles("validation")] * 4), compute_metrics=len, device=0.3
