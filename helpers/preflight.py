@@ -536,7 +536,10 @@ def _loss(f):
             "learning rate",
             f"in {shown} the loss rose from {before:.2f} to {later:.2f}. Try a tenth of the rate.",
         )
-    if f.steps > 20 and later < 1.2 * before and (1 - after / before) * f.steps / STEPS < 0.2:
+    moved = max(
+        (abs(a - b) for a, b in zip(during[2:], during, strict=False)), default=0
+    )  # the same batch, two steps on
+    if f.steps > 20 and moved < 0.2 * before and (1 - after / before) * f.steps / STEPS < 0.2:
         return "error", "learning rate", (
             f"{shown} took the loss of their own rows from {before:.3f} to {after:.3f}: in {f.steps} steps hardly "
             "anything will be learned. Try ten times the rate."

@@ -385,7 +385,7 @@ POINTS = {
     "01_classification": [dict(start=start, seed=0, learning_rate=5e-4) for start in ("pretrained", "random")],
     "02_generation": [
         dict(task=task, start="pretrained", learning_rate=1e-3, seed=0, epochs=3)
-        for task in ("questions", "titles", "seq2seq titles", "seq2seq summaries")
+        for task in ("titles", "seq2seq titles")
     ],
     "03_full_fine_tuning": [
         dict(lever=lever, learning_rate=0.2 if lever == "SGD" else 5e-4, seed=0)
@@ -397,7 +397,6 @@ POINTS = {
             "8-bit AdamW",
             "Adafactor",
             "SGD",
-            "32 tokens",
         )
     ],
     "04_lora": [
@@ -411,7 +410,7 @@ POINTS = {
         }.items()
     ],
     "05_qlora": [dict(method="LoRA", learning_rate=4e-3, seed=0), dict(method="QLoRA", learning_rate=8e-3, seed=0)],
-    "06_multi_adapter": [dict(task=task, seed=0) for task in ("sentiment", "intent", "questions", "titles", "rewrite")],
+    "06_multi_adapter": [dict(task=task, seed=0) for task in ("sentiment", "titles")],
 }
 
 
