@@ -110,6 +110,7 @@ class _Facts:
         vars(self).update(settings, model=model, rows=rows, args=args)
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config, self.kind = self.base.config, type(self.base).__name__
+        self.where = "cuda" if model.device.type == "cuda" else "cpu"  # whose memory is asked for
         self.writes = self.kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
         self.ids, self.labels = _column(rows, "input_ids"), _column(rows, "labels") or _column(rows, "label")
         together = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -246,7 +247,7 @@ def _resume(f):
 
 
 def _training_memory(f):
-    if f.device is None and f.model.device.type != "cuda":
+    if f.device is None and f.where != "cuda":
         return None
     from . import memory
 
@@ -264,9 +265,9 @@ def _training_memory(f):
         activation_checkpointing=bool(args.activation_checkpointing),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         autocast=half,
-        device=f.model.device.type,
+        device=f.where,
     )
-    fit = memory.fits(predicted, f.device or f.model.device)
+    fit = memory.fits(predicted, f.device or f.where)
     if fit.answer != "yes":
         level = "error" if fit.answer == "no" else "warning"
         return level, "memory", f"batches of {args.train_batch_size} x {f.widest} tokens, does it fit? {fit!r}"
@@ -280,7 +281,7 @@ def _evaluation_memory(f):
 
     shape = (len(f.eval_dataset), f.widest, f.config.vocab_size)
     kept = memory.Prediction(4 * math.prod(shape), {}, "evaluation", device="cpu")
-    if memory.fits(kept, f.device or f.model.device).answer != "yes":
+    if memory.fits(kept, f.device or f.where).answer != "yes":
         return "error", "evaluation memory", (
             "evaluation keeps the logits of {} rows x {} tokens x {} words: ".format(*shape) + f"{kept.peak_gib:.2g} "
             "GiB. Keep what the metric needs: preprocess_logits_for_metrics=metrics.keep_argmax."
