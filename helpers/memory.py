@@ -133,7 +133,7 @@ def predict(
             with _watching(network, ledger) as around_step:
                 for tensor in inputs.values():
                     ledger.add(tensor, "activations")
-                _train(network, inputs, optim, gradient_accumulation_steps, autocast, device, *around_step)
+                _train(network, inputs, optim, gradient_accumulation_steps, autocast, ledger, device, *around_step)
     trainable, total = _count(network)
     ledger.close()
     return Prediction(
@@ -309,19 +309,22 @@ def _inputs(config, task, batch, length, target_length, padding):
     return inputs | {"labels": labels.float() if task == "SEQ_CLS" and config.num_labels == 1 else labels}
 
 
-def _train(network, inputs, optim, gradient_accumulation_steps, autocast, device, before_step, after_step):
-    """Two optimizer steps, as any training loop does them."""
+def _train(network, inputs, optim, gradient_accumulation_steps, autocast, ledger, device, before_step, after_step):
+    """Two optimizer steps, as any training loop does them; the second one's passes are taken from the first one's."""
     optimizer = _optimizer(optim, network, device)
+    for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
+        with torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext():
+            loss = network(**inputs).loss
+        (loss / gradient_accumulation_steps).backward()
+        del loss
+    passes = ledger.passes()
     for _ in range(STEPS):
-        for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
-            with torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext():
-                loss = network(**inputs).loss
-            (loss / gradient_accumulation_steps).backward()
-            del loss
         before_step(optimizer)
         optimizer.step()
         after_step(optimizer)
-        optimizer.zero_grad()
+        if ledger.step == STEPS:
+            ledger.again(*passes)
+    optimizer.zero_grad()
 
 
 def _optimizer(optim, network, device):
@@ -649,6 +652,20 @@ class _Ledger:
             self.requested = max(self.requested or 0, stats["requested_bytes.all.peak"])
             self.reserved = max(self.reserved or 0, stats["reserved_bytes.all.peak"])
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    def passes(self):
+        """The passes since the start: their timeline, and the highest in them with its split."""
+        return list(self.timeline), self.highest, Counter(self.at_highest), self.made_at_highest
+
+    def again(self, timeline, highest, at_highest, made):
+        """The same passes in the step that has just begun, beside what the optimizer keeps by now."""
+        kept = self.now["optimizer"]
+        first, *others = ({"step": self.step, "phase": p["phase"], "bytes": p["bytes"] + kept} for p in timeline)
+        self._note(first["bytes"])
+        self.timeline += others
+        if highest + kept > self.highest:
+            self.highest, self.made_at_highest = highest + kept, made
+            self.at_highest = at_highest + Counter(optimizer=kept)
 
     def close(self):
         if self.on_cuda:

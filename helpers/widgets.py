@@ -25,13 +25,12 @@ from pathlib import Path
 
 import ipywidgets
 
-from helpers import generate, plots, record
+from helpers import env, generate, plots, record
 
 WIDE = {"description_width": "12em"}
 REDRAW_S = 0.2  # at most five drawings a second
 POINTS = 5  # of a sweep over a range
 NOT_METRICS = ("epoch", "step", "total_flos")  # and the times of the Trainer
-MODELS = Path(__file__).resolve().parents[1] / "data" / "models"
 SHAPES = {  # sizes to ask about without a download: those of well-known models
     "110M BERT-base": ("bert", {}),
     "395M ModernBERT-large": ("modernbert", dict(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28,
@@ -317,12 +316,12 @@ class _Tuning(_Panel):
             seconds = round(time.perf_counter() - started, 2)
             path = record.save(
                 self.folder, "run", settings=settings, metrics=_metrics(self._curve), curve=self._curve,
-                seconds=seconds, outcome=outcome,
+                seconds=seconds, machine=env.machine(), versions=env.versions(), outcome=outcome,
             )  # fmt: skip
             self.records.append(record.load(path))
-            self.status.value = _status(f"{self._place}{outcome} after {seconds:.1f} s, saved as {path.name}")
             self._show_history()
             self._draw(force=True)
+            self.status.value = _status(f"{self._place}{outcome} after {seconds:.1f} s, saved as {path.name}")
 
     def _seen(self, step, last, model):
         """Called by the callback after each step."""
@@ -632,8 +631,8 @@ class _Fitting(_Panel):
             return  # stale: a newer question waits
         self.prediction, self.fit, self.change = prediction, fit, None
         self.said = f"{_named(wanted)}: {fit.answer}, {fit.why}"
-        self.status.value = _status(self.said)
         self._draw(wanted)
+        self.status.value = _status(self.said)
         if fit.answer == "yes":
             return
         self.advice.value = _status("looking for the smallest change that makes it fit …")
@@ -717,8 +716,8 @@ def _arguments(asked):
     if model in SHAPES:
         kind, sizes = SHAPES[model]
         model = transformers.CONFIG_MAPPING[kind](**sizes)
-    elif (MODELS / model).is_dir():
-        model = MODELS / model
+    elif (ours := env.DATA / "models" / model).is_dir():
+        model = ours
     precision = PRECISIONS[asked["precision"]]
     if asked["method"] != "full":
         lora = {"peft_type": "LORA", "r": asked["rank"], "target_modules": "all-linear"}

@@ -1,7 +1,7 @@
 """`python tests/bench_adapters.py`: switching against loading, and mixed, grouped and single batches, by base size.
 
 Prints times and requests a second; asserts nothing. CPU seconds on a CPU, so that a busy machine counts for no side.
-The bases are random: only the time counts. Under a minute.
+The bases are random: only the time counts. The last two have the shapes of real models. Some two minutes.
 """
 
 import statistics
@@ -27,12 +27,32 @@ def median(action, repeats=5):
     return statistics.median(found)
 
 
-def base_of(hidden, folder):
-    config = LlamaConfig(
-        vocab_size=4096, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=4, num_attention_heads=4
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder).to(env.device()).eval()
+SMALL = dict(vocab_size=4096, num_hidden_layers=4, num_attention_heads=4)
+WIDTHS = (128, 512, 1024)
+BASES = {f"{wide} wide": SMALL | dict(hidden_size=wide, intermediate_size=2 * wide) for wide in WIDTHS}
+REAL = {
+    "135M": dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+                 num_key_value_heads=3, tie_word_embeddings=True),
+    "1.2B": dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+                 num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True, dtype="bfloat16"),
+}  # fmt: skip
+
+
+def served(sizes, folder, n_adapters):
+    """One base with some adapters; base and first adapter are in the folder too."""
+    config = LlamaConfig(**sizes)
+    base = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    base.save_pretrained(f"{folder}/base")
+    model = peft.get_peft_model(base.to(env.device()), peft.LoraConfig(**LORA), adapter_name="0").eval()
+    model.save_pretrained(folder)
+    for number in range(1, n_adapters):
+        model.add_adapter(str(number), peft.LoraConfig(**LORA))
+    return model
+
+
+def loaded(folder):
+    base = AutoModelForCausalLM.from_pretrained(f"{folder}/base").to(env.device())
+    return peft.PeftModel.from_pretrained(base, f"{folder}/0").eval()
 
 
 def read(model):
@@ -40,15 +60,22 @@ def read(model):
     return sum(weights.sum() for weights in model.parameters())
 
 
-def measured(hidden, n_adapters=8):
-    """Milliseconds of a switch and of a load, and requests a second of one forward pass, for one size of base."""
+def switching(name, sizes, n_adapters):
+    """Milliseconds of a switch, and of loading base and adapter until every weight was read."""
     with tempfile.TemporaryDirectory() as folder:
-        model = peft.get_peft_model(base_of(hidden, folder), peft.LoraConfig(**LORA), adapter_name="0").eval()
-        for number in range(1, n_adapters):
-            model.add_adapter(str(number), peft.LoraConfig(**LORA))
+        model = served(sizes, folder, n_adapters)
         names = [str(number % n_adapters) for number in range(ROWS)]
-        switch = median(lambda: [model.set_adapter(name) for name in names]) / ROWS
-        load = median(lambda: read(AutoModelForCausalLM.from_pretrained(folder)))
+        switch = median(lambda: [model.set_adapter(adapter) for adapter in names]) / ROWS
+        load = median(lambda: read(loaded(folder)))
+    times = {"switch, ms": 1000 * switch, "load, ms": 1000 * load, "times": load / switch}
+    return {"base": name, "adapters": n_adapters} | times
+
+
+def batches(name, sizes, n_adapters=8):
+    """Requests a second of one forward pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = served(sizes, folder, n_adapters)
+    names = [str(number % n_adapters) for number in range(ROWS)]
     ids = torch.randint(5, 4096, (ROWS, LENGTH), device=env.device())
     groups = {name: [row for row, wanted in enumerate(names) if wanted == name] for name in set(names)}
 
@@ -62,15 +89,14 @@ def measured(hidden, n_adapters=8):
         one = median(lambda: model(ids, adapter_names=["0"] * ROWS))
         mixed = median(lambda: model(ids, adapter_names=names))
     speeds = {"one adapter": one, "mixed": mixed, "grouped": median(grouped)}
-    return {"hidden": hidden, "switch, ms": 1000 * switch, "load, ms": 1000 * load, "times": load / switch} | {
-        f"{way}, requests/s": ROWS / seconds for way, seconds in speeds.items()
-    }
+    return {"base": name} | {f"{way}, requests/s": ROWS / seconds for way, seconds in speeds.items()}
 
 
 def main():
     env.quiet()
-    print(f"{ROWS} requests of {LENGTH} tokens, 8 adapters of rank 8, 4 layers")
-    print(record.show([measured(hidden) for hidden in (128, 512, 1024)]))
+    print(record.show([switching(name, sizes, n) for name, sizes in (BASES | REAL).items() for n in (1, 8)]))
+    print(f"\n{ROWS} requests of {LENGTH} tokens, 8 adapters of rank 8, 4 layers")
+    print(record.show([batches(name, sizes) for name, sizes in BASES.items()]))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ ARROWS = {  # module: what it may import from helpers
     "adapters": set(),
     "checks": {"preflight"},  # a module of its own, as it is long; notebooks call checks.preflight
     "preflight": {"memory"},
-    "widgets": {"generate", "memory", "plots", "record"},
+    "widgets": {"env", "generate", "memory", "plots", "record"},
     "new": {"data", "record"},
 }
 NO_TORCH = (

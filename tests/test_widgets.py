@@ -70,6 +70,7 @@ def test_a_run_becomes_a_record_and_a_row_of_the_history(panel):
     (run,) = record.load(panel.folder)
     assert run["settings"] == {"learning_rate": 2e-3, "epochs": 1, "schedule": "linear", "seed": 0}
     assert run["outcome"] == "finished"
+    assert (run["machine"], run["versions"]) == (env.machine(), env.versions())
     assert run["curve"]
     assert set(run["metrics"]) == {"eval_loss", "train_loss"}
     assert run["metrics"]["eval_loss"] == panel.result.state.log_history[-1]["eval_loss"]
