@@ -302,8 +302,10 @@ def asked(given):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_run_is_named(broken, tmp_path):
+def test_a_broken_run_is_named(broken, monkeypatch, tmp_path):
     make, name, words = BROKEN[broken]
+    trial = {"learning rate", "loss", "no gradient"}  # once another problem is named, no trial: it takes time
+    monkeypatch.setattr(preflight, "SPOILED", {name for _, name, _ in BROKEN.values()} - trial)
     given = make(tmp_path)
     report = asked(given)
     assert name in report.names, report
@@ -382,26 +384,24 @@ def same(state, other):
 # run of a notebook. (Some of the others are broken on purpose.)
 
 POINTS = {
-    "01_classification": [dict(start=start, seed=0, learning_rate=5e-4) for start in ("pretrained", "random")],
+    "01_classification": [dict(start="random", seed=0, learning_rate=5e-4)],
     "02_generation": [
         dict(task=task, start="pretrained", learning_rate=1e-3, seed=0, epochs=3)
         for task in ("titles", "seq2seq titles")
     ],
     "03_full_fine_tuning": [
         dict(lever=lever, learning_rate=0.2 if lever == "SGD" else 5e-4, seed=0)
-        for lever in ("plain", "pure bf16", "checkpointing", "SGD")
+        for lever in ("pure bf16", "checkpointing", "SGD")
     ],
     "04_lora": [
         dict(way=way, learning_rate=rate, seed=0, rank=8, alpha=16)
         for way, rate in {
-            "full": 5e-4,
             "head only": 1e-2,
-            "LoRA": 3e-3,
             "IA3": 1e-2,
             "LoRA on a random base": 3e-3,
         }.items()
     ],
-    "05_qlora": [dict(method="LoRA", learning_rate=4e-3, seed=0), dict(method="QLoRA", learning_rate=8e-3, seed=0)],
+    "05_qlora": [dict(method="QLoRA", learning_rate=8e-3, seed=0)],
     "06_multi_adapter": [dict(task=task, seed=0) for task in ("sentiment", "titles")],
 }
 
