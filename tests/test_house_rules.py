@@ -39,7 +39,7 @@ ARROWS = {  # module: what it may import from helpers
     "checks": {"preflight"},  # a module of its own, as it is long; notebooks call checks.preflight
     "preflight": {"memory"},
     "widgets": {"env", "generate", "memory", "plots", "record"},
-    "new": {"data", "record"},
+    "new": {"data", "env", "memory", "record"},
 }
 NO_TORCH = (
     "adapters",
@@ -48,6 +48,7 @@ NO_TORCH = (
     "data",
     "generate",
     "metrics",
+    "new",
     "preflight",
     "record",
     "plots",
@@ -118,16 +119,17 @@ def without_example(source):
 
 
 def headings(name):
-    """The headings of a notebook, without their marks; none when there is no such notebook."""
-    path = NOTEBOOKS / name
-    cells = nbformat.read(path, as_version=4).cells if path.exists() else []
+    """The headings of README.md or a notebook, without their marks; none when there is no such notebook."""
+    path = ROOT / name
+    cells = nbformat.read(path, as_version=4).cells if path.suffix == ".ipynb" and path.exists() else []
     lines = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    lines += path.read_text(encoding="utf-8").splitlines() if name == "README.md" else []
     return {line.lstrip("# ") for line in lines if line.startswith("#")}
 
 
 def taught_nowhere(source):
     """Docstrings that name a notebook or a heading that is not there."""
-    taught = re.findall(r'Taught in notebooks/(\S+), "([^"]+)"', source)
+    taught = re.findall(r'Taught in (notebooks/\S+|README\.md), "([^"]+)"', source)
     return [f"{name} has no heading {heading!r}" for name, heading in taught if heading not in headings(name)]
 
 
@@ -186,6 +188,7 @@ def test_an_arrow_is_seen_in_every_form(source):
         (without_example, "class Silent(ValueError): pass"),
         (taught_nowhere, 'Taught in notebooks/00_start_here.ipynb, "A heading that is not there".'),
         (taught_nowhere, 'Taught in notebooks/99_nowhere.ipynb, "One dial".'),
+        (taught_nowhere, 'Taught in README.md, "A heading that is not there".'),
     ],
 )
 def test_a_broken_helpers_module_is_caught(rule, source):
@@ -709,6 +712,7 @@ TAKE_HOME = {  # notebook: the files its cell must take
     "01_classification": [messages, long_reviews, exported_table],
     "03_full_fine_tuning": [messages, exported_table],
     "04_lora": [messages, exported_table, json_lines],
+    "09_beyond_one_machine": [json_lines],  # and one of two processes in test_distributed
 }
 WRITERS = {  # the same for models that write
     "02_generation": [instructions, conversations],

@@ -1,0 +1,305 @@
+"""Beyond one process: the scripts that notebook 09 writes, started as real processes, killed, and started again.
+
+Two processes on the processor stand for two GPUs. A launch has a time limit, so that a rank that waits for ever fails
+a test.
+"""
+
+import ast
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+import torch
+from test_house_rules import messages, printed_accuracy, with_settings
+
+from helpers import data, env
+from notebooks import NOTEBOOKS, tagged
+
+NOTEBOOK = NOTEBOOKS / "09_beyond_one_machine.ipynb"
+MODEL = env.DATA / "models" / "tiny-decoder"
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+TORCHRUN += ["--rdzv-endpoint", "localhost:0"]  # 0: a port that is free, as other tests may run beside
+ROUNDING = 1e-5  # between sums of the same numbers in another order, of losses near 1
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes as only a Unix can"),
+]
+
+
+def begin(folder, *command, **environment):
+    """Start Python in a folder; its output goes to a file, as a pipe that nobody reads would stop it."""
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    with open(folder / f"log-{time.monotonic_ns()}.txt", "w") as log:
+        options = dict(cwd=folder, env=settings, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, *map(str, command)], **options)
+    process.log = Path(log.name)
+    return process
+
+
+def finish(process, ends=0, timeout=200):
+    """Wait for a process and return what it printed; it must end with this code, and in time."""
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a launcher then stops its ranks, which are in sessions of their own
+        code = f"nothing within {timeout} s, and {process.wait(60)} when it was stopped"
+    assert code == ends, f"ended with {code}, not {ends}:\n{process.log.read_text()[-4000:]}"
+    return process.log.read_text()
+
+
+def texts_of_the_notebook():
+    """The strings that notebook 09 assigns, by name: its scripts."""
+    found = {}
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type == "code":
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Assign) and isinstance(getattr(node.value, "value", None), str):
+                    found[node.targets[0].id] = node.value.value
+    return found
+
+
+def titles(part, count):
+    from transformers import AutoTokenizer
+
+    rows = data.read(env.DATA / "titles" / f"{part}.json").select(range(count))
+    talks = data.to_messages(rows, prompt="{review} What is its title?", answer="title")
+    examples = data.tokenize_chat(talks, AutoTokenizer.from_pretrained(MODEL))
+    return examples.select_columns(["input_ids", "attention_mask", "labels"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _calm():
+    env.quiet()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the scripts of the notebook and rows to train on."""
+    folder, texts = tmp_path_factory.mktemp("home"), texts_of_the_notebook()
+    (folder / "watch.py").write_text(texts["watch_script"])
+    (folder / "train.py").write_text(texts["train_script"] + texts["MAIN"])
+    (folder / "search.py").write_text(texts["search_script"] + texts["END"])
+    titles("train", 96).save_to_disk(folder / "rows")
+    titles("validation", 32).save_to_disk(folder / "judged")
+    return folder
+
+
+def options(home, name, batch, **changes):
+    chosen = dict(model=MODEL, rows=home / "rows", max_steps=12, save_steps=4, logging_steps=1, learning_rate=1e-3)
+    chosen |= dict(report_to="none", disable_tqdm=True, use_cpu=True, output_dir=home / name)
+    chosen |= dict(per_device_train_batch_size=batch, **changes)
+    return [str(part) for key, value in chosen.items() for part in (f"--{key}", value)]
+
+
+def ranks(home, name):
+    return [json.loads(file.read_text()) for file in sorted((home / name).glob("rank-*.json"))]
+
+
+@pytest.fixture(scope="module")
+def train(home):
+    """The training of the script, in this process."""
+    sys.path.insert(0, str(home))
+    yield runpy.run_path(str(home / "train.py"))["main"]
+    sys.path.remove(str(home))
+    sys.modules.pop("watch", None)
+
+
+@pytest.fixture(scope="module")
+def one(home, train):
+    train(options(home, "one", batch=8))
+    return ranks(home, "one")
+
+
+@pytest.fixture(scope="module")
+def two(home):
+    finish(begin(home, *TORCHRUN, "train.py", *options(home, "two", batch=4)))
+    return ranks(home, "two")
+
+
+@pytest.fixture(scope="module")
+def sharded(home):
+    changes = dict(fsdp_size=2, save_only_model=True)
+    finish(begin(home, *TORCHRUN, "train.py", *options(home, "sharded", batch=4, **changes)))
+    return ranks(home, "sharded")
+
+
+def same_losses(found, wanted):
+    assert len(found) == len(wanted) == 12
+    assert found == pytest.approx(wanted, abs=ROUNDING, rel=0)
+
+
+def test_two_processes_compute_what_one_does(one, two):
+    assert [rank["processes"] for rank in two] == [2, 2]
+    assert two[0]["losses"] == two[1]["losses"]
+    same_losses(two[0]["losses"], one[0]["losses"])
+    assert max(one[0]["losses"]) - min(one[0]["losses"]) > 1000 * ROUNDING  # so the losses can tell
+
+
+def test_sharded_processes_compute_what_one_does_and_hold_half(home, one, sharded):
+    from transformers import AutoModelForCausalLM
+
+    same_losses(sharded[0]["losses"], one[0]["losses"])
+    for part, size in one[0]["held"].items():
+        assert [rank["held"][part] for rank in sharded] == pytest.approx([size / 2, size / 2], rel=0.01), part
+    saved = [AutoModelForCausalLM.from_pretrained(home / name / "checkpoint-12") for name in ("one", "sharded")]
+    start, (a, b) = AutoModelForCausalLM.from_pretrained(MODEL), (model.state_dict() for model in saved)
+    moved = max((a[key] - value).abs().max() for key, value in start.state_dict().items())
+    assert max((a[key] - b[key]).abs().max() for key in a) < moved / 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux counts the bytes")
+def test_what_data_parallel_ranks_send_is_the_formula(one, two):
+    weights = one[0]["held"]["weights"]
+    for rank in two:
+        steps = [after - before for before, after in zip(rank["sent"], rank["sent"][1:], strict=False)]
+        assert median(steps) == pytest.approx(2 * (1 / 2) * weights, rel=0.01)
+
+
+def test_a_checkpoint_of_one_goes_on_as_two_and_a_killed_rank_loses_nothing(home, one):
+    shutil.copytree(home / "one" / "checkpoint-4", home / "killed" / "checkpoint-4")
+    command = [*TORCHRUN, "train.py", *options(home, "killed", batch=4)]
+    finish(begin(home, *command, "--kill_at", 10), ends=1)
+    left = {path.name for path in (home / "killed").iterdir()}
+    assert left == {"checkpoint-4", "checkpoint-8"}  # of two ranks that went on from 4, and neither came to an end
+    finish(begin(home, *command))
+    found = ranks(home, "killed")
+    assert [rank["resumed"] for rank in found] == [8, 8]
+    same_losses(found[0]["losses"], one[0]["losses"])
+
+
+def test_a_checkpoint_of_two_goes_on_as_one(home, train, one, two):
+    shutil.copytree(home / "two" / "checkpoint-8", home / "alone" / "checkpoint-8")
+    train(options(home, "alone", batch=8))
+    (found,) = ranks(home, "alone")
+    assert found["resumed"] == 8
+    same_losses(found["losses"], one[0]["losses"])
+
+
+def test_a_launch_that_hangs_is_stopped_with_its_ranks(tmp_path):
+    (tmp_path / "hang.py").write_text(
+        "import os, time\nopen(os.environ['RANK'], 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    process = begin(tmp_path, *TORCHRUN, "hang.py")
+    while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
+        time.sleep(0.2)
+    with pytest.raises(AssertionError, match="nothing within 1 s"):
+        finish(process, timeout=1)
+    for rank in "01":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / rank).read_text()), 0)
+
+
+# ---- Streams -------------------------------------------------------------------------------------------------------
+
+READER = """
+import json, os, signal, sys
+from datasets import load_dataset
+from datasets.distributed import split_dataset_by_node
+
+rank, kill_after, seen, *files = sys.argv[1:]
+rows = load_dataset("json", data_files=files, split="train", streaming=True)
+rows = split_dataset_by_node(rows, int(rank), 2)
+if os.path.exists(seen):
+    rows.load_state_dict(json.loads(open(seen).readlines()[-1])["state"])
+with open(seen, "a") as file:
+    for number, row in enumerate(rows, 1):
+        file.write(json.dumps({"row": row["row"], "state": rows.state_dict()}) + "\\n")
+        file.flush()
+        if number == int(kill_after):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("n_files", [3, 4])  # rows are dealt out one by one, or by whole files
+def test_a_stream_over_two_killed_ranks_gives_each_row_once(n_files, tmp_path):
+    draw = random.Random(n_files)
+    (tmp_path / "reader.py").write_text(READER)
+    files = [f"part-{number}.jsonl" for number in range(n_files)]
+    for number, file in enumerate(files):
+        lines = [json.dumps({"row": row}) for row in range(24 * number, 24 * number + 24)]
+        (tmp_path / file).write_text("\n".join(lines) + "\n")
+    kills = [draw.randint(1, 12 * n_files - 1) for _ in range(2)]
+
+    def start(rank, kill_after):
+        cache = {"HF_HOME": str(tmp_path / "cache")}
+        return begin(tmp_path, "reader.py", rank, kill_after, f"seen-{rank}.jsonl", *files, **cache)
+
+    def seen(rank):
+        return [json.loads(line)["row"] for line in (tmp_path / f"seen-{rank}.jsonl").read_text().splitlines()]
+
+    for process in [start(rank, kills[rank]) for rank in (0, 1)]:
+        finish(process, ends=-signal.SIGKILL)
+    assert [len(seen(rank)) for rank in (0, 1)] == kills
+    for process in [start(rank, 0) for rank in (0, 1)]:
+        finish(process)
+    assert sorted(seen(0) + seen(1)) == list(range(24 * n_files))
+    assert abs(len(seen(0)) - len(seen(1))) <= 24 * (n_files % 2)
+
+
+# ---- A search ------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_over_two_workers_keeps_what_was_finished_when_one_is_killed(home):
+    import optuna
+
+    address = f"sqlite:///{home}/study.db"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=address, study_name="rate", direction="minimize")
+
+    def finished():
+        return {trial.number: trial for trial in study.trials if trial.state.name == "COMPLETE"}
+
+    call = ["search.py", MODEL, home / "rows", home / "judged", home / "study.db"]
+    killed = begin(home, *call, "1", 2, KILL_IN_TRIAL="2")
+    other = begin(home, *call, "2", 2)
+    finish(killed, ends=-signal.SIGKILL)
+    finish(other)
+    before = finished()
+    assert sorted(trial.user_attrs["worker"] for trial in before.values()) == ["1", "2", "2"]
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == len(study.trials) == 4
+    (dead,) = [trial for trial in study.trials if trial.number not in before]
+
+    search = runpy.run_path(str(home / "search.py"))["search"]
+    best = search(str(MODEL), str(home / "rows"), str(home / "judged"), str(home / "study.db"), "3", 4 - len(before))
+    after = finished()
+    assert len(after) == 4
+    assert all(after[number].value == trial.value for number, trial in before.items())
+    assert best.objective == min(trial.value for trial in after.values())
+    stale = optuna.storages.RDBStorage(address, heartbeat_interval=1, grace_period=5)
+    for _ in range(30):  # the dead one is found out by its silence
+        optuna.storages.fail_stale_trials(optuna.load_study(study_name="rate", storage=stale))
+        if study.trials[dead.number].state.name == "FAIL":
+            return
+        time.sleep(1)
+    raise AssertionError(f"the killed trial is still {study.trials[dead.number].state.name}")
+
+
+# ---- Take it with you ----------------------------------------------------------------------------------------------
+
+
+def test_the_take_home_cell_is_a_script_for_two_processes(tmp_path):
+    """With one process it runs in test_house_rules."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    settings, labels = messages(tmp_path / "mine.csv", random.Random(7))
+    settings |= {"FILE": "mine.csv", "OUT": "saved", "MODEL": str(env.DATA / "models" / "tiny-encoder")}
+    code = with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings)
+    (tmp_path / "train.py").write_text('import sys\n\nsys.modules["helpers"] = None\n' + code)
+    printed = finish(begin(tmp_path, *TORCHRUN, "train.py"))
+    assert printed.count("by 2 processes") == 1, printed
+    assert printed_accuracy(printed) > max(labels.count(label) for label in set(labels)) / len(labels) + 0.1

@@ -1,0 +1,567 @@
+"""`helpers.new`: what it refuses, what every setting does, that it is in step with the notebooks, and its trackers."""
+
+import copy
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from datasets import Dataset
+from new_projects import QUICK, load, small_file
+
+from helpers import env, new, record
+from notebooks import NOTEBOOKS, tagged
+
+README = (env.REPOSITORY / "README.md").read_text(encoding="utf-8")
+MINE = {"data": "mine.csv", "text": "comment", "label": "stars"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """An empty folder with a file of the reader's: other column names, and numbers for labels."""
+    env.quiet()
+    monkeypatch.chdir(tmp_path)
+    with Path("mine.csv").open("w", newline="") as file:
+        rows = [(f"It was {word} the {n}th time, and I say so.", n % 3) for n in range(30) for word in ("fine", "bad")]
+        csv.writer(file).writerows([("comment", "stars"), *rows])
+    yield
+    sys.modules.pop("train", None)
+
+
+def made(folder="."):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+# ---- What is refused -----------------------------------------------------------------------------------------------
+
+REFUSED = [
+    (("clasification", "new"), {}, r'task "clasification" is not one of .* \(closest: classification\)'),
+    (("classification", "new"), {"method": "qlra"}, r'method "qlra" is not one of .* \(closest: qlora\)'),
+    (("classification", "mine.csv"), {}, "mine.csv is there already"),
+    (("classification", "no/new"), {}, "there is no folder .*no to make new in"),
+    (("classification", "new"), {"model": "tiny-encodr"}, r"closest: tiny-encoder"),
+    (("classification", "new"), {"model": "org/not-in-the-cache"}, "org/not-in-the-cache"),
+    (("generation", "new"), {"model": "tiny-encoder"}, r"tiny-encoder is an encoder \(modernbert\).*does not write"),
+    (("tokens", "new"), {"model": "tiny-decoder"}, r"tiny-decoder is a decoder \(llama\).*to the right"),
+    (("classification", "new"), {"model": "tiny-seq2seq"}, r"tiny-seq2seq is an encoder-decoder \(t5\).*generation"),
+    (("classification", "new"), {"method": "prefix"}, r"by prefix tuning .* Possible: full, lora, qlora, ia3\."),
+    (("classification", "new"), {"data": "mine.cvs"}, r"no such file \(closest in its folder: mine.csv\)"),
+    (("classification", "new"), {"data": ["mine.csv"] * 4}, "4 files: pass one"),
+    (
+        ("classification", "new"),
+        {"data": "mine.csv"},
+        '(?s)has no column "text", it has comment, stars.*--text and --label',
+    ),
+    (("classification", "new"), MINE | {"labels": ["0", "1"]}, "is not one of 0, 1"),
+    (
+        ("classification", "new"),
+        MINE | {"labels": ["0", "1", "2", "3"]},
+        "no row has the label 3; the data have 0, 1, 2",
+    ),
+    (("generation", "new"), {"data": "mine.csv"}, 'has no column "messages"'),
+    (("generation", "new"), {"labels": ["a"]}, "labels are for classification and tokens"),
+    (("classification", "new"), {"settings": {"trainng.seed": 1}}, "trainng.seed is no setting"),
+    (
+        ("classification", "new"),
+        {"settings": {"training.sed": 1}},
+        "training: sed is not known; the nearest name is seed",
+    ),
+    (("classification", "new"), {"settings": {"training.evaluation_strategy": "no"}}, "is now eval_strategy"),
+    (
+        ("classification", "new"),
+        {"settings": {"data.max_length": 9000}},
+        "data.max_length is 9000, and tiny-encoder has places for 512",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "options", "message"), REFUSED, ids=[message[:40] for *_, message in REFUSED])
+def test_what_cannot_work_is_refused_and_nothing_is_written(given, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        new.project(*given, **options)
+    assert made() == ["mine.csv"]
+
+
+def test_the_command_says_the_error_in_one_line():
+    with pytest.raises(SystemExit, match=r"^error: mine\.csv is there already"):
+        new.main(["classification", "mine.csv"])
+
+
+@pytest.mark.parametrize("moment", [1, 3, 9, "rename"])
+def test_a_set_up_that_is_interrupted_leaves_nothing(moment, monkeypatch):
+    calls, write_text = [], Path.write_text
+
+    def interrupted(*given, **named):
+        calls.append(given)
+        if moment in ("rename", len(calls)):
+            raise KeyboardInterrupt
+        return write_text(*given, **named)
+
+    monkeypatch.setattr(*((os, "rename") if moment == "rename" else (Path, "write_text")), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        new.project("classification", "new", **MINE)
+    assert calls
+    assert made() == ["mine.csv"]
+
+
+# ---- Data of another shape -----------------------------------------------------------------------------------------
+
+
+def test_numbers_become_words_and_the_readers_file_is_only_read(capsys):
+    before = Path("mine.csv").read_bytes()
+    words = ["poor", "fair", "good"]
+    folder = new.project("classification", "my stars", labels=words, **MINE)
+    assert 'cd "my stars"' in capsys.readouterr().out
+    assert Path("mine.csv").read_bytes() == before
+    rows = {
+        p: [json.loads(line) for line in (folder / f"data/{p}.jsonl").read_text().splitlines()]
+        for p in ("train", "test")
+    }
+    assert {row["label"] for row in rows["train"]} == {row["label"] for row in rows["test"]} == set(words)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"]["labels"] == words
+    assert "helpers" not in (folder / "train.ipynb").read_text() + (folder / "train.py").read_text()
+
+
+def test_words_go_to_numbers_in_the_order_of_the_numbers():
+    text = Path("mine.csv").read_text()
+    Path("mine.csv").write_text(re.sub(r"(?m),(\d)$", lambda found: f",{10 - 3 * int(found[1])}", text))  # 10, 7 and 4
+    folder = new.project("classification", "new", labels=["poor", "fair", "good"], **MINE)
+    rows = [json.loads(line) for line in (folder / "data/train.jsonl").read_text().splitlines()]
+    place = {row["text"]: int(re.search(r"the (\d+)th", row["text"])[1]) % 3 for row in rows}
+    assert all(row["label"] == ["good", "fair", "poor"][place[row["text"]]] for row in rows)
+    assert "4 is poor, 7 is fair, 10 is good" in (folder / "README.md").read_text()
+
+
+def test_rows_to_train_that_are_in_another_part_are_left_out_and_told():
+    lines = Path("mine.csv").read_text().splitlines()
+    Path("test.csv").write_text("\n".join([lines[0], *(line.upper() for line in lines[1:7])]))
+    folder = new.project("classification", "new", **MINE | {"data": ["mine.csv", "test.csv"]})
+    told = (folder / "README.md").read_text()
+    left_out = int(re.search(r"in another part: (\d+), left out", told)[1])
+    sizes = [len((folder / f"data/{part}.jsonl").read_text().splitlines()) for part in ("train", "validation", "test")]
+    assert sizes[2] == 6
+    assert 0 < left_out <= 6
+    assert sum(sizes) + left_out == 66
+
+
+# ---- Settings ------------------------------------------------------------------------------------------------------
+
+KINDS = {  # kind of project: how it is made; together they have every line of the template
+    "encoder": ("classification", {"method": "lora", "data": "mine.csv", "text": "comment", "label": "stars"}),
+    "tagger": ("tokens", {"method": "ia3"}),
+    "decoder": ("generation", {"method": "qlora", "model": "tiny-decoder"}),
+    "prefix": ("generation", {"method": "prefix", "model": "tiny-decoder"}),
+    "seq2seq": ("generation", {"method": "full", "model": "tiny-seq2seq"}),
+}
+OTHER = {  # another value, where adding one or turning round does not do
+    "model.pretrained_model_name_or_path": "../other",
+    "data.labels": ["2", "1", "0"],
+    "data.chat_template": "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}",
+    "training.output_dir": "runs/other",
+    "training.lr_scheduler_type": "cosine",
+    "training.optim": "adafactor",
+    "training.train_sampling_strategy": "random",
+    "training.eval_strategy": "no",
+    "training.save_strategy": "no",
+    "training.metric_for_best_model": "loss",
+    "training.early_stopping_patience": 3,
+    "training.report_to": "tensorboard",
+    "training.load_best_model_at_end": False,
+    "peft.peft_type": "RANDLORA",
+    "peft.task_type": "FEATURE_EXTRACTION",
+    "quantization.bnb_4bit_quant_type": "fp4",
+    "quantization.load_in_4bit": False,
+    "quantization.llm_int8_skip_modules": ["lm_head", "down_proj"],
+}
+REFUSED_BY_THE_LIBRARY = {"peft.peft_type": TypeError}  # another type has other names
+
+
+def fields():
+    """Every line of config.yaml for every kind, once."""
+    seen = set()
+    for kind, (task, options) in KINDS.items():
+        model = {"tiny-decoder": "decoder", "tiny-seq2seq": "seq2seq"}.get(options.get("model"), task)
+        text = new._kept(new.TEMPLATES / "config.yaml", {task, options["method"], model})
+        for section, values in yaml.safe_load(text).items():
+            for key in values:
+                name = f"{section}.{key}"
+                if (name, section == "peft" and kind) not in seen:
+                    seen.add((name, section == "peft" and kind))
+                    yield kind, name
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """The project of each kind, with its module train, made once."""
+    folder, found = tmp_path_factory.mktemp("kinds"), {}
+    (folder / "other").mkdir()
+
+    def make(kind):
+        if kind not in found:
+            task, options = KINDS[kind]
+            options = options | ({"data": Path.cwd() / "mine.csv"} if "data" in options else {})
+            found[kind] = load(new.project(task, folder / kind, **options))
+            for part in ("train", "validation", "test"):
+                rows = (folder / kind / f"data/{part}.jsonl").read_text().splitlines()
+                (folder / kind / "data" / f"{part}2.jsonl").write_text("\n".join(rows[1:]))
+        return found[kind]
+
+    return make
+
+
+class Recorder:
+    """Stands for a model: keeps what it is asked to generate with."""
+
+    device = "cpu"
+
+    def __init__(self, generation_config):
+        self.generation_config = generation_config
+
+    def eval(self):
+        return self
+
+    def generate(self, input_ids, generation_config, **_):
+        self.used = generation_config
+        return input_ids
+
+
+def built(train, config, section, key):
+    """What the project builds from a section, as something to compare."""
+    if section == "model":
+        return train.place(config)
+    if key == "early_stopping_patience" or section == "data":
+        tokenizer = train.load_tokenizer(config)
+        rows = {part: train.read_rows(config["data"][part])[:20] for part in train.PARTS}
+        examples = {part: train.encode(rows[part], tokenizer, config) for part in train.PARTS}
+        if section == "data":
+            return rows, examples
+        arguments, model = train.training_arguments(config), train.load_model(config)
+        trainer = train.make_trainer(config, arguments, model, tokenizer, examples)
+        return [type(one).__name__ for one in trainer.callback_handler.callbacks]
+    if section == "training":
+        return getattr(train.training_arguments(config), key)
+    if section == "generation":
+        from transformers import GenerationConfig
+
+        model = Recorder(GenerationConfig())
+        train.write(model, train.load_tokenizer(config), config, [[{"role": "user", "content": "Hi"}]])
+        return model.used.to_dict()
+    model = train.load_model(config)
+    if section == "peft":
+        return model.peft_config["default"].to_dict(), sorted(
+            name for name, one in model.named_parameters() if one.requires_grad
+        )
+    return model.config.quantization_config.to_dict(), sorted({type(one).__name__ for one in model.modules()})
+
+
+def changed(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1 if value >= 1 else value + 0.25
+    return value[1:]
+
+
+@pytest.mark.parametrize(("kind", "name"), fields())
+def test_every_setting_of_the_template_does_something(kind, name, kinds):
+    train = kinds(kind)
+    config = train.read_config()
+    section, _, key = name.partition(".")
+    before = built(train, config, section, key)
+    other = copy.deepcopy(config)
+    value = other[section][key]
+    if name == "data.max_length":
+        value = 10
+    elif name.startswith("data.") and str(value).endswith(".jsonl"):
+        value = value.replace(".jsonl", "2.jsonl")
+    elif name == "peft.modules_to_save":
+        value = []
+    else:
+        value = OTHER[name] if name in OTHER else changed(value)
+    other[section][key] = value
+    if name in ("training.eval_strategy", "training.save_strategy"):
+        other["training"]["load_best_model_at_end"] = False  # which needs both
+    if name in REFUSED_BY_THE_LIBRARY:
+        with pytest.raises(REFUSED_BY_THE_LIBRARY[name]):
+            built(train, other, section, key)
+    else:
+        assert built(train, other, section, key) != before
+
+
+OLD = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "group_by_length": "train_sampling_strategy",
+    "gradient_checkpointing": "activation_checkpointing",
+    "no_cuda": "use_cpu",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "overwrite_output_dir": "gone",
+    "save_safetensors": "gone",
+    "tokenizer": "processing_class",
+    "as_target_tokenizer": "text_target",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+}
+WRONG = [
+    *[("training", old, f"training: {old} is now {current}") for old, current in OLD.items()],
+    ("model", "torch_dtype", "model: torch_dtype is now dtype"),
+    ("model", "load_in_4bit", "model: load_in_4bit is now load_in_4bit in the section quantization"),
+    ("model", "revison", "model: revison is not known; the nearest name is revision"),
+    ("data", "max_len", "data: max_len is not known; the nearest name is max_length"),
+    ("generation", "max_new_token", "the nearest name is max_new_tokens"),
+    ("peft", "lora_alfa", "the nearest name is lora_alpha"),
+    ("quantization", "load_in_4bits", "the nearest name is load_in_4bit"),
+    (None, "peft_config", "config.yaml: peft_config is now peft"),
+    (None, "trainng", "config.yaml: trainng is not known; the nearest name is training"),
+]
+
+
+@pytest.mark.parametrize(("section", "name", "message"), WRONG, ids=[name for _, name, _ in WRONG])
+def test_an_old_or_unknown_name_is_an_error_with_the_current_one(section, name, message, kinds):
+    train = kinds("decoder")
+    config = yaml.safe_load((train.HERE / "config.yaml").read_text())
+    (config[section] if section else config)[name] = {} if section is None else 1
+    (train.HERE / "wrong.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(train.ConfigError, match=re.escape(message)):
+        train.read_config("wrong.yaml")
+
+
+def test_a_rate_may_be_written_as_in_python(kinds):
+    train = kinds("encoder")
+    text = re.sub("learning_rate: .*", "learning_rate: 2e-5", (train.HERE / "config.yaml").read_text())
+    (train.HERE / "rate.yaml").write_text(text)
+    assert train.training_arguments(train.read_config("rate.yaml")).learning_rate == 2e-5
+
+
+# ---- From a record -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_a_notebook_is_carried_on(capsys):
+    run = next((env.DATA / "results" / "05_qlora" / "tiny-decoder").glob("parts-QLoRA-*.json"))
+    folder = new.from_record(run, "generation", "mine")
+    wanted = record.load(run)["settings"]
+    assert "config.yaml has no place for parts" in capsys.readouterr().out
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["training"]["learning_rate"] == wanted["learning_rate"]
+    assert config["training"]["seed"] == wanted["seed"]
+    assert config["quantization"]["load_in_4bit"]
+
+
+def test_a_run_of_the_panel_is_carried_on():
+    run = {"settings": {"learning_rate": 0.003, "rank": 4, "alpha": 32, "num_train_epochs": 2, "seed": 7}}
+    config = yaml.safe_load((new.from_record(run, "classification", "mine") / "config.yaml").read_text())
+    assert [config["training"][key] for key in ("learning_rate", "num_train_epochs", "seed")] == [0.003, 2, 7]
+    assert [config["peft"][key] for key in ("r", "lora_alpha")] == [4, 32]
+
+
+def test_a_run_that_does_not_say_its_method_is_not_guessed_at():
+    run = env.DATA / "results" / "01_classification" / "tiny-encoder" / "rate-pretrained-0.001-0.json"
+    with pytest.raises(ValueError, match="does not say how it was trained: pass method="):
+        new.from_record(run, "classification", "mine")
+    folder = new.from_record(run, "classification", "mine", method="full")
+    assert "peft" not in yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_a_run_of_a_project_is_carried_on(kinds):
+    train = kinds("tagger")
+    settings = train.read_config() | {"training": train.read_config()["training"] | {"learning_rate": 0.123}}
+    run = record.save(train.HERE / "runs", "one", settings=settings, metrics={})
+    folder = new.from_record(run, "tokens", "mine")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["training"] == settings["training"]
+    assert config["peft"] == settings["peft"]
+    assert load(folder).place(config) == train.place(settings)
+
+
+# ---- In step with the notebooks ------------------------------------------------------------------------------------
+
+
+def take_home(notebook, changes):
+    """The names that a take-home cell has made; `changes` replaces text in it, each of which must be there."""
+    book = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4)
+    code = book.cells[tagged(book, "take-home")[0]].source
+    for old, wanted in changes.items():
+        assert old in code, f"the cell has no {old}"
+        code = code.replace(old, wanted)
+    space = {}
+    exec(code, space)
+    return space
+
+
+def losses(history):
+    return [row["loss"] for row in history if "loss" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("notebook", "model", "options", "settings"),
+    [
+        ("01_classification", "tiny-encoder", {"method": "full"}, {"learning_rate": 5e-4}),
+        ("04_lora", "tiny-encoder", {"method": "lora"}, {"learning_rate": 3e-3, "train_sampling_strategy": "random"}),
+        (
+            "02_generation",
+            "tiny-decoder",
+            {"method": "full"},
+            {"learning_rate": 1e-3, "train_sampling_strategy": "random"},
+        ),
+    ],
+)
+def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings):
+    changes = {
+        f"../data/models/{model}": env.model_path(model),
+        'save_strategy="no"': 'save_strategy="no", logging_steps=1',
+    }
+    if model == "tiny-encoder":
+        small_file("reviews/validation.csv", Path.cwd(), 150).rename("given.csv")
+        changes |= {"../data/reviews/validation.csv": "given.csv", "set_seed(0)": "set_seed(42)"}
+        changes |= {"num_train_epochs=4": "num_train_epochs=1"}
+        space = take_home(notebook, changes)
+        texts = space["Dataset"].from_dict(
+            {"text": space["table"]["text"].astype(str), "label": space["table"]["label"].astype(str)}
+        )
+        parts = texts.class_encode_column("label").train_test_split(0.2, stratify_by_column="label", seed=0)
+        names = parts["train"].features["label"].names
+        for part, rows in parts.items():
+            lines = [{"text": row["text"], "label": names[row["label"]]} for row in rows]
+            Path(f"{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        task = "classification"
+    else:
+        rows = json.loads((env.DATA / "titles" / "validation.json").read_text())[:120]
+        Path("given.jsonl").write_text(
+            "\n".join(json.dumps({"instruction": row["review"], "output": row["title"]}) for row in rows)
+        )
+        changes |= {"../data/chat/train.jsonl": "given.jsonl", "num_train_epochs=3": "num_train_epochs=1"}
+        space = take_home(notebook, changes)
+        for part in ("train", "test"):
+            Path(f"{part}.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in space[part]["talk"]))
+        task = "generation"
+    settings = {"seed": 42, "num_train_epochs": 1, "logging_steps": 1, "disable_tqdm": True, **settings}
+    settings = {f"training.{key}": value for key, value in settings.items()}
+    files = ["train.jsonl", "test.jsonl", "test.jsonl"]
+    folder = new.project(task, "mine", model=model, data=files, settings=settings, **options)
+    load(folder).main()
+    found = losses(record.load(folder / "runs" / "main.json")["curve"])
+    wanted = losses(space["trainer"].state.log_history)
+    assert len(found) == len(wanted) > 5
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
+def test_the_examples_are_those_of_helpers_data(kind, kinds):
+    from helpers import data
+
+    train = kinds(kind)
+    tokenizer, rows = train.load_tokenizer(train.read_config()), train.read_rows("data/train.jsonl")
+    found = Dataset.from_list(rows)
+    if kind == "decoder":  # with several turns
+        wanted = data.tokenize_chat(found, tokenizer)
+        assert max(len(row["messages"]) for row in rows) > 3
+    elif kind == "seq2seq":
+        pairs = [{"asked": row["messages"][0]["content"], "said": row["messages"][1]["content"]} for row in rows]
+        wanted = data.tokenize_pairs(Dataset.from_list(pairs), tokenizer, source="asked", target="said")
+    else:
+        found = data.check_tokens(found, labels=train.read_config()["data"]["labels"], duplicates="ignore")
+        wanted = data.align_labels(found, tokenizer)
+    made = train.encode(rows, tokenizer, train.read_config())
+    for name in ("input_ids", "attention_mask", "labels"):
+        assert [example[name] for example in made] == wanted[name][:]
+
+
+@pytest.mark.slow
+def test_the_notebook_with_the_panel_predicts_memory_and_tunes(monkeypatch):
+    settings = QUICK | {"training.max_steps": 2}
+    folder = new.project("classification", "mine", settings=settings, panel=True, **MINE)
+    monkeypatch.chdir(folder)
+    load(folder)
+    space = {}
+    for cell in nbformat.read(folder / "train.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+    space["panel"].start(learning_rate=1e-3)
+    space["panel"].wait()
+    [run] = record.load(folder / "runs" / "tune")
+    assert run["settings"]["learning_rate"] == 1e-3
+    assert run["outcome"] == "finished"
+    options = MINE | {"data": "../mine.csv", "method": "lora"}
+    tuned = new.from_record(run, "classification", folder / "tuned", **options)
+    assert yaml.safe_load((tuned / "config.yaml").read_text())["training"]["learning_rate"] == 1e-3
+
+
+def test_the_function_that_finds_a_whole_checkpoint_is_that_of_notebook_03():
+    book = nbformat.read(NOTEBOOKS / "03_full_fine_tuning.ipynb", as_version=4)
+    [shown] = [
+        cell.source for cell in book.cells if "def last_whole_checkpoint" in cell.source and cell.cell_type == "code"
+    ]
+    body = shown[shown.index("def last_whole_checkpoint") :].split("\n\n\n")[0].strip()
+    assert body in (new.TEMPLATES / "train.py").read_text()
+
+
+# ---- Tracking, installing, the page --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_run_is_tracked_without_a_network(tracker, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    settings = QUICK | {"training.max_steps": 2, "training.report_to": tracker, "training.save_strategy": "no"}
+    folder = new.project("classification", "mine", settings=settings, **MINE)
+    assert tracker in (folder / "requirements.txt").read_text()
+    monkeypatch.chdir(folder)
+    load(folder).main()
+    kept = {"tensorboard": "events.out.tfevents*", "wandb": "run-*.wandb"}[tracker]
+    assert list(folder.rglob(kept)), sorted(path.name for path in folder.rglob("*"))
+    assert record.load(folder / "runs" / "main.json")["metrics"]["test_loss"] > 0
+
+
+def test_a_tracker_that_is_not_installed_is_named_without_a_version(monkeypatch):
+    def missing(name):
+        raise new.PackageNotFoundError(name)
+
+    monkeypatch.setattr(new, "version", missing)
+    given = new._requirements("tokens", "lora", {"training": {"report_to": ["trackio"]}})
+    assert given.splitlines()[-2:] == ["seqeval", "trackio"]
+
+
+def test_a_finished_run_says_so_and_other_settings_do_not_go_on_with_it(kinds):
+    train = kinds("encoder")
+    config = train.read_config()
+    arguments = train.training_arguments(config)
+    train.begin(config, arguments)
+    train.begin(config, arguments)
+    with pytest.raises(train.ConfigError, match=r"runs/main was begun with other settings \(training.seed\)"):
+        train.begin(config | {"training": config["training"] | {"seed": 5}}, arguments)
+    train.record_file(config).write_text("{}")
+    done = subprocess.run([sys.executable, "train.py"], cwd=train.HERE, capture_output=True, text=True)
+    assert "this run is finished, see runs/main.json" in done.stdout, done.stderr
+
+
+def test_an_installed_copy_has_the_templates(tmp_path):
+    code = "from setuptools import setup; setup()"
+    command = [sys.executable, "-c", code, "-q", "build_py", "--build-lib", str(tmp_path / "built")]
+    subprocess.run(command, cwd=env.REPOSITORY, check=True, capture_output=True)
+    assert made(tmp_path / "built" / "helpers" / "templates") == made(new.TEMPLATES)
+
+
+COMMANDS = re.findall(r"-m helpers\.new (.+)", README)
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_readme_makes_a_project(line):
+    Path("mine.csv").rename("reviews.csv")
+    Path("data").symlink_to(env.DATA)
+    arguments = shlex.split(line, comments=True)
+    arguments[1] = Path(arguments[1]).name
+    new.main(arguments)
+    assert "train.py" in made(arguments[1])
