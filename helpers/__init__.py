@@ -11,6 +11,6 @@
 | `record`   | save, load and tabulate runs                                                            |
 | `plots`    | takes numbers and an `ax`, returns the `ax`                                             |
 | `widgets`  | panels: tune by hand, will it fit, decode; each works from code too                     |
-| `checks`   | exercise checks that name the mistake                                                   |
+| `checks`   | exercise checks that name the mistake; `checks.preflight`, what is wrong with a run     |
 | `new`      | a project of your own, from a task, a model and your data                               |
 """

@@ -26,6 +26,7 @@ NOTEBOOKS = {
     "05_qlora": ("What does a four-bit base cost you?", 60),
     "06_multi_adapter": ("How many skills can one base carry, and what do they cost?", 60),
     "07_domain_adaptation": ("Does reading on without labels help in a new domain, and when?", 60),
+    "08_break_it": ("It does not work: where do you look first?", 60),
     "09_beyond_one_machine": ("What changes when one GPU is not enough?", 75),
 }
 FILES = {  # ending, the columns to read, and what is to be found

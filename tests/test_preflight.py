@@ -1,0 +1,483 @@
+"""`checks.preflight`: names each broken run, is silent on the set-ups of the notebooks, and leaves a model as it was.
+
+The broken runs are those of notebook 08 and a few more, each broken in one way only; so the report has one problem, of
+the right name, and its sentence says what is needed to mend it.
+"""
+
+import contextlib
+import functools
+import inspect
+import math
+import random
+import re
+import time
+import warnings
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig, PeftModel, get_peft_model
+from test_house_rules import messages, run_alone, with_settings
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EarlyStoppingCallback, TrainingArguments
+
+from helpers import checks, data, env, metrics, preflight
+from notebooks import NOTEBOOKS, code_cells, tagged
+
+ENCODER, DECODER = env.model_path("tiny-encoder"), env.model_path("tiny-decoder")
+ASKED_FOR = inspect.signature(checks.preflight).parameters
+LORA = dict(r=4, target_modules=["Wqkv"])
+ADAPTERS = env.DATA / "models" / "adapters"
+
+
+@functools.cache
+def tokenizer(path):
+    return transformers.AutoTokenizer.from_pretrained(path)
+
+
+@functools.cache
+def reviews(part):
+    rows = data.check({name: data.read(env.DATA / "reviews" / f"{name}.csv") for name in ("train", "validation")})[part]
+    return data.tokenize(rows.select(range(160 if part == "train" else 60)), tokenizer(ENCODER))
+
+
+@functools.cache
+def titles(part="train"):
+    rows = data.read(env.DATA / "titles" / f"{part}.json").select(range(80))
+    talks = data.to_messages(rows, prompt="{review} What is its title?", answer="title")
+    return data.tokenize_chat(talks, tokenizer(DECODER))
+
+
+def classifier(**options):
+    transformers.set_seed(0)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(ENCODER, num_labels=3, **options)
+
+
+def writer(**options):
+    return transformers.AutoModelForCausalLM.from_pretrained(DECODER, dtype=torch.float32, **options)
+
+
+def arguments(folder, **changes):
+    usual = dict(learning_rate=5e-4, num_train_epochs=4, per_device_train_batch_size=8, warmup_steps=0.1)
+    return TrainingArguments(**{**usual, "output_dir": str(folder), "report_to": "none", "use_cpu": True, **changes})
+
+
+def of_classifier(folder, model=None, rows=None, **changes):
+    """What a healthy classifier gives to preflight, with what a test changes."""
+    given = dict(model=model or classifier(), tokenizer=tokenizer(ENCODER), dataset=rows or reviews("train"))
+    given |= dict(eval_dataset=reviews("validation"), data_collator=DataCollatorWithPadding(tokenizer(ENCODER)))
+    given |= dict(compute_metrics=metrics.for_trainer(), preprocess_logits_for_metrics=metrics.keep_argmax)
+    settings = {name: changes.pop(name) for name in list(changes) if name not in ASKED_FOR}
+    return given | {"args": arguments(folder, **settings)} | changes
+
+
+def of_writer(folder, model=None, rows=None, **changes):
+    given = dict(model=model or writer(), tokenizer=tokenizer(DECODER), dataset=rows or titles())
+    given |= dict(data_collator=DataCollatorForSeq2Seq(tokenizer(DECODER)))
+    return given | {"args": arguments(folder, learning_rate=1e-3)} | changes
+
+
+def frozen_head(folder):
+    model = get_peft_model(classifier(), LoraConfig(**LORA))
+    return of_classifier(folder, model, learning_rate=1e-3)
+
+
+def label(row, wrong):
+    rows = reviews("train").to_list()
+    rows[row - 1]["labels"] = wrong
+    return rows
+
+
+def skewed(folder, score):
+    part = reviews("validation").to_list()
+    rows = [row for row in part if row["labels"] == 1] * 5 + [row for row in part if row["labels"] != 1][:4]
+    return of_classifier(folder, eval_dataset=Dataset.from_list(rows), compute_metrics=score)
+
+
+def micro(evaluation):
+    return {"f1": float(np.mean(evaluation.predictions == evaluation.label_ids))}
+
+
+def with_nan():
+    model = classifier()
+    model.classifier.bias.data.fill_(math.nan)
+    return model
+
+
+def without_openings(folder):
+    opening, rows = tokenizer(DECODER).convert_tokens_to_ids("<|assistant|>"), []
+    for row in titles():
+        kept = [i for i, token in enumerate(row["input_ids"]) if token != opening]
+        rows.append({name: [row[name][i] for i in kept] for name in ("input_ids", "labels")})
+    return of_writer(folder, rows=rows)
+
+
+def labels_of_writer(folder, change):
+    return of_writer(folder, rows=titles().map(lambda row: {"labels": change(row)}))
+
+
+def end_is_padding(rows):
+    batch = DataCollatorForSeq2Seq(tokenizer(DECODER))(rows)
+    return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == tokenizer(DECODER).eos_token_id, -100)}
+
+
+def padding_counts(rows):
+    batch = DataCollatorForSeq2Seq(tokenizer(DECODER))(rows)
+    return {**batch, "labels": batch["labels"].masked_fill(batch["attention_mask"] == 0, 0)}
+
+
+def saved_adapter(**options):
+    return PeftModel.from_pretrained(writer(), ADAPTERS / "titles", **options)
+
+
+def second_adapter(folder):
+    model = get_peft_model(classifier(), LoraConfig(**LORA, task_type="SEQ_CLS"))
+    model.add_adapter("mine", LoraConfig(**LORA, task_type="SEQ_CLS"))
+    return of_classifier(folder, model, learning_rate=3e-3)
+
+
+def overwritten(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = saved_adapter(is_trainable=True)
+        second = PeftModel.from_pretrained(model.get_base_model(), ADAPTERS / "intent", is_trainable=True)
+        return of_writer(folder, model, other=second)
+
+
+def in_four_bits(make, **options):
+    env.mend_four_bit()
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **options)
+    return make(quantization_config=config, device_map={"": "cpu"})
+
+
+def merged(folder, stay):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(in_four_bits(writer), ADAPTERS / "titles", is_trainable=True)
+        model.merge_adapter() if stay else None
+        return of_writer(folder, model if stay else model.merge_and_unload())
+
+
+def checkpoints(folder, **changes):
+    """A folder with a checkpoint at step 40, as the Trainer leaves it."""
+    (folder / "checkpoint-40").mkdir()
+    transformers.TrainerState(global_step=40).save_to_json(folder / "checkpoint-40" / "trainer_state.json")
+    return of_classifier(folder, **changes)
+
+
+def cut_off(folder):
+    """The body of a classifier as somebody computes it who wants to save memory."""
+    model = get_peft_model(classifier(), LoraConfig(**LORA, task_type="SEQ_CLS"))
+    model.get_base_model().model.register_forward_hook(lambda module, inputs, output: detached(output))
+    return of_classifier(folder, model, learning_rate=1e-3)
+
+
+def detached(output):
+    output.last_hidden_state = output.last_hidden_state.detach()
+    return output
+
+
+BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name of the problem, words of its message)
+    "rate too high": (lambda f: of_classifier(f, learning_rate=5e-2), "learning rate", "Try a tenth"),
+    "rate too low": (lambda f: of_classifier(f, learning_rate=1e-7), "learning rate", "Try ten times"),
+    "warm-up of 500 steps": (lambda f: of_classifier(f, warmup_steps=500), "warm-up", "500 steps and the run has 80"),
+    "frozen head": (frozen_head, "frozen head", r'modules_to_save=\["classifier"\]'),
+    "many epochs, no evaluation": (
+        lambda f: of_classifier(f, num_train_epochs=20),
+        "overfitting",
+        "20 passes over 160",
+    ),
+    "patience": (
+        lambda f: of_classifier(f, eval_strategy="epoch", callbacks=[EarlyStoppingCallback(3)]),
+        "patience",
+        "for 3 .* has 4",
+    ),
+    "the best is lost": (
+        lambda f: of_classifier(f, eval_strategy="epoch", save_strategy="epoch", save_total_limit=3),
+        "best lost",
+        "limit=3",
+    ),
+    "leak": (
+        lambda f: of_classifier(f, rows=concatenate_datasets([reviews("train"), reviews("validation")])),
+        "leak",
+        "60 of 60 .*row 1 is training row 161",
+    ),
+    "imbalance": (lambda f: skewed(f, metrics.for_trainer("accuracy")), "metric", "accuracy 0.9.*f1_macro"),
+    "micro average": (lambda f: skewed(f, micro), "metric", "f1 0.9.*f1_macro"),
+    "label too large": (lambda f: of_classifier(f, rows=label(17, 3)), "labels", "row 17 .*num_labels=4"),
+    "label negative": (lambda f: of_classifier(f, rows=label(3, -1)), "labels", "row 3 has the label -1"),
+    "label is text": (lambda f: of_classifier(f, rows=label(5, "good")), "labels", "row 5 has the label good"),
+    "no labels": (
+        lambda f: of_classifier(f, rows=reviews("train").remove_columns("labels")),
+        "labels",
+        "no column labels",
+    ),
+    "sorted and cut": (
+        lambda f: of_classifier(f, rows=reviews("train").sort("labels").select(range(90))),
+        "class missing",
+        "LABEL_2",
+    ),
+    "tokens of another tokenizer": (
+        lambda f: of_classifier(
+            f, rows=[{**row, "input_ids": [9000, *row["input_ids"][1:]]} for row in reviews("train")]
+        ),
+        "vocabulary",
+        "9000",
+    ),
+    "padded to 256": (
+        lambda f: of_classifier(
+            f,
+            data_collator=DataCollatorWithPadding(tokenizer(ENCODER), "max_length", max_length=256),
+            per_device_train_batch_size=2,
+        ),
+        "padding",
+        "256 wide",
+    ),
+    "nothing counts": (
+        lambda f: labels_of_writer(f, lambda row: [-100] * len(row["labels"])),
+        "nothing counts",
+        "80 of 80 .*row 1",
+    ),
+    "padding counts": (lambda f: of_writer(f, data_collator=padding_counts), "padding counts", "label 0"),
+    "end is padding": (
+        lambda f: of_writer(f, data_collator=end_is_padding),
+        "never stops",
+        "padding and the end are one",
+    ),
+    "no end": (
+        lambda f: of_writer(f, rows=[{k: row[k][:-1] for k in ("input_ids", "labels")} for row in titles()]),
+        "never stops",
+        "Add tokenizer.eos_token",
+    ),
+    "no template": (without_openings, "template", re.escape("<|assistant|>")),
+    "adapter loaded frozen": (lambda f: of_writer(f, saved_adapter()), "adapter", "is_trainable=True"),
+    "adapter not active": (second_adapter, "adapter", 'set_adapter."mine".'),
+    "adapter overwritten": (overwritten, "adapter overwritten", "load_adapter"),
+    "merged in four bits": (lambda f: merged(f, stay=True), "merged in four bits", "dequantize"),
+    "merged in four bits, unloaded": (lambda f: merged(f, stay=False), "merged in four bits", "rounded again"),
+    "quantised head": (
+        lambda f: of_classifier(f, get_peft_model(in_four_bits(classifier), LoraConfig(**LORA)), learning_rate=1e-3),
+        "quantised head",
+        "llm_int8_skip_modules",
+    ),
+    "nothing to train": (
+        lambda f: of_classifier(f, classifier().requires_grad_(False)),
+        "frozen head",
+        "requires_grad",
+    ),
+    "writer frozen": (lambda f: of_writer(f, writer().requires_grad_(False)), "no gradient", "Unfreeze"),
+    "gradient cut off": (cut_off, "no gradient", "Wqkv.lora_A"),
+    "weights that are no numbers": (lambda f: of_classifier(f, with_nan()), "loss", "the loss is nan"),
+    "out of memory": (
+        lambda f: of_classifier(f, per_device_train_batch_size=32, device=0.1),
+        "memory",
+        "it fits: peak",
+    ),
+    "evaluation eats memory": (
+        lambda f: of_writer(
+            f, eval_dataset=concatenate_datasets([titles("validation")] * 4), compute_metrics=len, device=0.3
+        ),
+        "evaluation memory",
+        "4096 words",
+    ),
+    "starts over": (checkpoints, "resume", "starts over at step 0"),
+    "resumed when finished": (
+        lambda f: checkpoints(f, num_train_epochs=2, resume_from_checkpoint=True),
+        "resume",
+        "step 40 and the run ends at step 40",
+    ),
+    "resumed without a state": (
+        lambda f: of_classifier(f, resume_from_checkpoint=str(f)),
+        "resume",
+        "no trainer_state.json",
+    ),
+}
+
+
+def asked(given):
+    return checks.preflight(**{name: value for name, value in given.items() if name != "other"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_run_is_named(broken, monkeypatch, tmp_path):
+    make, name, words = BROKEN[broken]
+    trial = {"learning rate", "loss", "no gradient"}  # once another problem is named, no trial: it takes time
+    monkeypatch.setattr(preflight, "SPOILED", preflight.SPOILED | {name for _, name, _ in BROKEN.values()} - trial)
+    given = make(tmp_path)
+    report = asked(given)
+    assert name in report.names, report
+    assert re.search(words, next(problem.message for problem in report if problem.name == name))
+    allowed = {"frozen head": {"no gradient"}, "no gradient": {"adapter"}, "adapter": {"no gradient"}}
+    assert set(report.names) <= {name} | allowed.get(name, set()), report
+
+
+def test_every_problem_that_preflight_knows_has_a_broken_run():
+    known = re.findall(r'(?:"error"|"warning"|level),\s+"([a-z -]+)"', inspect.getsource(preflight))
+    assert len(known) > 25
+    assert set(known) == {name for _, name, _ in BROKEN.values()}
+
+
+HEALTHY = {
+    "classifier": of_classifier,
+    "writer": of_writer,
+    "adapter": lambda f: of_classifier(
+        f, get_peft_model(classifier(), LoraConfig(**LORA, task_type="SEQ_CLS")), learning_rate=3e-3
+    ),
+    "four bits": lambda f: of_writer(
+        f, get_peft_model(in_four_bits(writer), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    ),
+    "checkpointing": lambda f: of_classifier(
+        f,
+        get_peft_model(classifier(), LoraConfig(**LORA, task_type="SEQ_CLS")),
+        learning_rate=3e-3,
+        activation_checkpointing=True,
+    ),
+    "a list of rows": lambda f: of_classifier(f, rows=reviews("train").to_list(), eval_dataset=None),
+    "goes on": lambda f: checkpoints(f, resume_from_checkpoint=True),
+    "room enough": lambda f: of_classifier(f, device=4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("healthy", HEALTHY)
+def test_a_healthy_run_raises_no_alarm_quickly_and_the_model_stays_as_it_was(healthy, tmp_path):
+    given = HEALTHY[healthy](tmp_path)
+    model = given["model"]
+    model.train(False)
+    weight = next(p for p in model.parameters() if p.requires_grad)
+    weight.grad = torch.ones_like(weight)
+    before = as_it_is(model)
+    numbers = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    started = time.process_time()
+    report = asked(given)
+    assert time.process_time() - started < 5
+    assert report == []
+    assert report.ok
+    assert same(as_it_is(model), before)
+    assert random.getstate() == numbers[0]
+    assert np.random.get_state()[1].tolist() == numbers[1]
+    assert torch.equal(torch.get_rng_state(), numbers[2])
+
+
+def as_it_is(model):
+    state = {f"weight {name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    state |= {f"gradient {name}": p.grad for name, p in model.named_parameters()}
+    state |= {f"trained {name}": p.requires_grad for name, p in model.named_parameters()}
+    for name, module in model.named_modules():
+        state |= {f"mode {name}": module.training, f"hooks {name}": len(module._forward_hooks)}
+    return state | {"checkpointing": model.is_activation_checkpointing}
+
+
+def same(state, other):
+    return state.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        for name, value in state.items()
+    )
+
+
+# ---- The set-ups of the notebooks ---------------------------------------------------------------------------------
+# The cells of a notebook that its sweep needs are run, and one point of each kind of run is started; where it would
+# train, preflight is asked instead. So this covers the runs of the sweeps and the one of notebook 00, not each single
+# run of a notebook. (Some of the others are broken on purpose.)
+
+POINTS = {
+    "01_classification": [dict(start="random", seed=0, learning_rate=5e-4)],
+    "02_generation": [
+        dict(task=task, start="pretrained", learning_rate=1e-3, seed=0, epochs=3)
+        for task in ("titles", "seq2seq titles")
+    ],
+    "03_full_fine_tuning": [
+        dict(lever=lever, learning_rate=0.2 if lever == "SGD" else 5e-4, seed=0)
+        for lever in ("pure bf16", "checkpointing", "SGD")
+    ],
+    "04_lora": [
+        dict(way=way, learning_rate=rate, seed=0, rank=8, alpha=16)
+        for way, rate in {
+            "head only": 1e-2,
+            "IA3": 1e-2,
+            "LoRA on a random base": 3e-3,
+        }.items()
+    ],
+    "05_qlora": [dict(method="QLoRA", learning_rate=8e-3, seed=0)],
+    "06_multi_adapter": [dict(task=task, seed=0) for task in ("sentiment", "titles")],
+}
+
+
+class Asked(Exception):
+    """Instead of a training."""
+
+
+def ask_of(trainer, resume_from_checkpoint=None):
+    return checks.preflight(
+        trainer.model,
+        trainer.processing_class or trainer.data_collator.tokenizer,
+        trainer.train_dataset,
+        trainer.args,
+        eval_dataset=trainer.eval_dataset,
+        data_collator=trainer.data_collator,
+        compute_metrics=trainer.compute_metrics,
+        preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
+        callbacks=trainer.callback_handler.callbacks,
+        resume_from_checkpoint=resume_from_checkpoint,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POINTS)
+def test_the_runs_of_a_sweep_raise_no_alarm(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    reports = []
+
+    def train(trainer, *args, **options):
+        reports.append(ask_of(trainer, *args, **options))
+        raise Asked
+
+    monkeypatch.setattr(transformers.Trainer, "train", train)
+    notebook, space = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4), {}
+    exec("\n\n".join(notebook.cells[i].source for i in tagged(notebook, "sweep")), space)
+    for point in POINTS[name]:
+        with contextlib.suppress(Asked):
+            space["sweep_point"](**point)
+    assert len(reports) == len(POINTS[name])
+    assert not [report for report in reports if report], reports
+
+
+@pytest.mark.slow
+def test_the_run_of_the_first_notebook_raises_no_alarm(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for cell in code_cells(nbformat.read(NOTEBOOKS / "00_start_here.ipynb", as_version=4)):
+        if "trainer.train()" in cell.source:
+            break
+        exec(cell.source, space)
+    assert ask_of(space["trainer"]) == []
+
+
+# ---- Notebook 08 --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def notebook_08():
+    return nbformat.read(NOTEBOOKS / "08_break_it.ipynb", as_version=4)
+
+
+def test_each_link_of_the_table_of_symptoms_leads_to_a_heading():
+    text = "\n".join(cell.source for cell in notebook_08().cells if cell.cell_type == "markdown")
+    anchors = {line.lstrip("# ").replace(" ", "-") for line in text.splitlines() if line.startswith("#")}
+    links = re.findall(r"\]\(#([^)]+)\)", text)
+    assert len(links) > 20
+    assert set(links) <= anchors
+
+
+@pytest.mark.slow
+def test_the_take_home_cell_finds_the_leak_in_a_file(tmp_path):
+    file = tmp_path / "mine.csv"
+    settings, _ = messages(file, random.Random(7))
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines + lines[1:101]) + "\n")
+    source = notebook_08().cells[tagged(notebook_08(), "take-home")[0]].source
+    settings |= {"FILE": str(file), "OUT": str(tmp_path / "out"), "MODEL": str(ENCODER)}
+    assert run_alone(with_settings(source, settings), tmp_path).splitlines()[-1] == "look at: ['leak']"
