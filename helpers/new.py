@@ -22,6 +22,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+from collections import Counter
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,9 +66,14 @@ PLAIN_CHAT = (  # for decoders without a chat template: a prompt ends with a col
     "{% for m in messages %}{{ m.role + ': ' + m.content + (eos_token if m.role == 'assistant' else '') + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+BASE = (
+    " The base is a folder outside this one, at the path given there. To hand the project on alone, copy "
+    "that folder into it, under the same name, and set `pretrained_model_name_or_path` to it."
+)
 REQUIRED = ("torch", "transformers", "accelerate", "peft", "PyYAML")
 NEEDED = {"classification": "scikit-learn", "tokens": "seqeval", "generation": "rouge_score", "qlora": "bitsandbytes"}
 RENAMED = {"epochs": "num_train_epochs", "rank": "r", "alpha": "lora_alpha"}  # as records of the notebooks have them
+VARIANTS = {"dora": "use_dora", "rslora": "use_rslora"}  # LoRA with a setting of its own
 MARK = re.compile(r"\s*(?:#|<!--) (?:only: ([\w, ]+?)|(end))(?: -->)?$")
 
 
@@ -133,8 +139,9 @@ def project(
         seen = {"model.pretrained_model_name_or_path": os.path.relpath(path, place)}
         files["config.yaml"] = _with_settings(files["config.yaml"], seen)
     about = dict(PROJECT_NAME=place.name, MODEL_NAME=Path(path).name if local else path, METHOD_NAME=METHODS[method])
+    about["BASE_TEXT"] = BASE if local else ""
     about |= dict(LABELS=", ".join(labels or []), MEMORY_TEXT=expected, SAMPLE_TEXT=_sample(task, splits))
-    for word, value in {**about, "DATA_TEXT": "\n".join([*told, *left_out])}.items():
+    for word, value in {**about, "DATA_TEXT": "\n".join([*told, *left_out]).strip()}.items():
         files["README.md"] = files["README.md"].replace(word, value)
     files["train.ipynb"] = _notebook(files["train.py"], place.name, PEFT_TASKS[what] if panel else None)
     files["requirements.txt"] = _requirements(task, method, checked)
@@ -152,7 +159,7 @@ def from_record(run, task, name, **options):
 
     `run` is a record or its file. Carried are the model, the method and what config.yaml has a place for, and it is
     said what is not. `options` are those of `project`, and go before the record's. `ValueError` when neither they nor
-    the record say the method: a rate that suits one does not suit another.
+    the record say a method of ours (a rate that suits one does not suit another), or when it began from random weights.
 
     >>> run = {"settings": {"model": "tiny-encoder", "learning_rate": 1e-3, "rank": 4, "start": "pretrained"}}
     >>> folder = from_record(run, "classification", Path(tempfile.mkdtemp()) / "reviews")
@@ -166,9 +173,15 @@ def from_record(run, task, name, **options):
     for folder in file.parents[:3] if file else ():  # a project's record names its model's folder as seen from there
         if "model" in found and (folder / found["model"] / "config.json").exists():
             found["model"] = str((folder / found["model"]).resolve())
+    found = {key: value for key, value in found.items() if "." in key or value is not None}
+    said = found.get("way", found.get("method"))
+    begun = "a random base" if "random base" in str(said) else found.get("start", "pretrained")
+    if begun != "pretrained":
+        raise ValueError(f"the record's run began from {begun}; a project begins from a pretrained model.")
     method = _method(found) or ("lora" if {"r", "rank", "lora_alpha", "alpha"} & set(found) else None)
     if not (method or "method" in options):  # a rate that suits one method does not suit another
-        raise ValueError(f"the record does not say how it was trained: pass method=, one of {', '.join(METHODS)}.")
+        how = f'the record\'s way is "{said}"' if said else "the record does not say how it was trained"
+        raise ValueError(f"{how}: pass method=, one of {', '.join(METHODS)}, and a rate that suits it.")
     options = {"model": found.pop("model", None), **({"method": method} if method else {}), **options}
     for key, value in found.items():
         key = _in_config(key, options.get("method", "lora"))
@@ -233,6 +246,7 @@ def _rows(task, files, columns, labels):
     found = {name: tables.read(file) for name, file in zip(names, files, strict=True)}
     one = next(iter(found.values())) if len(files) == 1 else found
     one, text, more = _checked(task, one, columns, labels)
+    twice = _twice(one, text, {"tokens": columns["tags"], "generation": "messages"}.get(task, columns["label"]))
     if len(files) == 1:
         splits = tables.split(one, label=columns["label"], text=text)
     elif len(files) == 2:
@@ -240,16 +254,33 @@ def _rows(task, files, columns, labels):
         splits = {**parts, "test": one["test"]}
     else:
         splits = one
-    leaks = tables.overlaps(splits, text=text).leaks
+    leaks, given = tables.overlaps(splits, text=text).leaks, len(splits["train"])
     splits = tables.without_overlaps(splits, text=text)
+    if not len(splits["train"]):
+        others = " or ".join(name for name in splits if name != "train")
+        raise ValueError(
+            f"no row to train on is left: the texts of all {given} are, but for case and punctuation, in {others} too. "
+            "Pass files that differ, or one file, which is split."
+        )
     told = [f"From {', '.join(Path(str(file)).name for file in files)}, which was only read:", ""]
     told += [f"* `data/{part}.jsonl`: {len(splits[part])} rows" for part in ("train", "validation", "test")]
-    told += [
-        "",
-        f"Rows to train whose text is, but for case and punctuation, in another part: {leaks}, left out.",
-        *more,
-    ]
+    left_out = f"Rows to train whose text is, but for case and punctuation, in another part: {leaks}, left out."
+    told += ["", *([left_out] if leaks else []), *twice, *more]
     return *_plain(task, splits, columns), told
+
+
+def _twice(rows, text, label):
+    """Lines that count the rows that are there twice, and the texts that have two labels; they are kept."""
+    parts = rows.values() if isinstance(rows, dict) else [rows]
+    pairs = Counter(
+        (json.dumps(given, ensure_ascii=False), json.dumps(said))
+        for part in parts
+        for given, said in zip(part[text][:], part[label][:], strict=True)
+    )
+    again, texts = sum(pairs.values()) - len(pairs), Counter(given for given, _ in pairs)
+    two = [given for given, count in texts.items() if count > 1]
+    told = [f"Rows that are there already, with the same text and the same answer: {again}, kept."] if again else []
+    return told + ([f"Texts with more than one answer: {len(two)}, kept, such as {two[0][:80]}."] if two else [])
 
 
 def _checked(task, rows, columns, labels):
@@ -338,6 +369,9 @@ def _configured(text, train, what, config, path, method, labels, settings, split
     if checked["data"].get("max_length", 0) > most:
         given, name = checked["data"]["max_length"], Path(path).name
         raise ValueError(f"data.max_length is {given}, and {name} has places for {most} tokens.")
+    needs = ("fp16", "bf16", "tf32", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp")  # another machine may do
+    here = {name: value for name, value in checked["training"].items() if name not in needs}
+    train.training_arguments({**checked, "training": here})
     longest, left_out = _encoded(train, checked, splits)
     return text, checked, _memory(train, checked, PEFT_TASKS[what], longest), left_out
 
@@ -401,6 +435,10 @@ def _with_settings(text, settings):
     """config.yaml with other values; its comments stay. A name that a section does not have yet goes to its end."""
     import yaml
 
+    class Dumper(yaml.SafeDumper):
+        """Quotes a text such as 1e3, which train.py reads as a number: see its Loader."""
+
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), None)
     lines = text.rstrip("\n").split("\n")
     for name, value in settings.items():
         section, _, key = name.partition(".")
@@ -410,7 +448,7 @@ def _with_settings(text, settings):
             raise ValueError(f"{name} is no setting: write section.name=value, with a section of {known}.")
         end = next((i for i in range(starts[0] + 1, len(lines)) if not lines[i].startswith("  ")), len(lines))
         place = next((i for i in range(starts[0] + 1, end) if lines[i].startswith(f"  {key}:")), None)
-        dumped = yaml.safe_dump(value, default_flow_style=True, width=1e9, allow_unicode=True)
+        dumped = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=1e9, allow_unicode=True)
         line = f"  {key}: {dumped.removesuffix('...' + chr(10)).rstrip()}"
         if place is None:
             lines.insert(end, line)
@@ -432,11 +470,18 @@ def _flat(settings):
 
 def _method(found):
     """The method of a run, if its settings say it; what said it is taken out of them."""
-    said = str(found.pop("method", None) or found.pop("way", "")).lower()
+    given = found.pop("method", None) or found.pop("way", None)
+    said = str(given).lower()
     kind, four_bit = found.get("peft.peft_type"), "quantization.load_in_4bit" in found or found.pop("four_bit", False)
     kinds = {"LORA": "qlora" if four_bit else "lora", "PREFIX_TUNING": "prefix", "IA3": "ia3"}
     if said in METHODS:
         return said
+    if said in VARIANTS:
+        found[VARIANTS[said]] = True
+        return "lora"
+    if given:
+        found["way"] = given
+        return None
     return kinds.get(kind) or ("qlora" if four_bit else "full" if "training.learning_rate" in found else None)
 
 
@@ -451,7 +496,7 @@ def _in_config(key, method):
     name = RENAMED.get(key, key)
     if name in {field.name for field in dataclasses.fields(transformers.TrainingArguments)}:
         return f"training.{name}"
-    own = {"lora": ("r", "lora_alpha", "lora_dropout"), "prefix": ("num_virtual_tokens",)}
+    own = {"lora": ("r", "lora_alpha", "lora_dropout", *VARIANTS.values()), "prefix": ("num_virtual_tokens",)}
     return f"peft.{name}" if name in own.get(method.removeprefix("q"), ()) else key
 
 
@@ -647,7 +692,8 @@ def main(arguments=None):
     try:
         project(given.pop("task"), given.pop("name"), **given)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        told = re.sub(r"\b(labels|prompt|answer)=(?=[\"\[])", r"--\1 ", f"error: {error}")  # as options of this command
+        sys.exit(re.sub(r"\b(labels|prompt|answer)=", r"--\1", told))
 
 
 if __name__ == "__main__":

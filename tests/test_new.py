@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -79,6 +80,17 @@ REFUSED = [
         {"settings": {"data.max_length": 9000}},
         "data.max_length is 9000, and tiny-encoder has places for 512",
     ),
+    (
+        ("classification", "new"),
+        {"settings": {"training.num_train_epochs": "abc"}},
+        "num_train_epochs is 'abc', and should be like 3",
+    ),
+    (
+        ("classification", "new"),
+        {"settings": {"training.eval_strategy": "epochs"}},
+        "training: epochs is not a valid IntervalStrategy",
+    ),
+    (("classification", "new"), MINE | {"data": ["mine.csv", "mine.csv"]}, "no row to train on is left: the texts"),
 ]
 
 
@@ -87,6 +99,13 @@ def test_what_cannot_work_is_refused_and_nothing_is_written(given, options, mess
     with pytest.raises((ValueError, OSError), match=message):
         new.project(*given, **options)
     assert made() == ["mine.csv"]
+
+
+def test_the_command_names_its_options():
+    with pytest.raises(SystemExit, match=r"pass --labels \[\.\.\.\]"):
+        new.main(
+            ["classification", "new", "--data", "mine.csv", "--text", "comment", "--label", "stars", "--labels", "0"]
+        )
 
 
 def test_the_command_says_the_error_in_one_line():
@@ -138,6 +157,24 @@ def test_words_go_to_numbers_in_the_order_of_the_numbers():
     place = {row["text"]: int(re.search(r"the (\d+)th", row["text"])[1]) % 3 for row in rows}
     assert all(row["label"] == ["good", "fair", "poor"][place[row["text"]]] for row in rows)
     assert "4 is poor, 7 is fair, 10 is good" in (folder / "README.md").read_text()
+
+
+def test_a_label_that_looks_like_a_number_stays_a_text():
+    rows = [{"text": f"The {n}th.", "label": ("1e3", "2e5", "3e1")[n % 3]} for n in range(60)]
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train = load(new.project("classification", "new", data="e.jsonl"))
+    assert sorted(train.read_config()["data"]["labels"]) == ["1e3", "2e5", "3e1"]
+
+
+def test_rows_that_are_there_twice_and_texts_with_two_labels_are_told():
+    told = (new.project("classification", "clean", **MINE) / "README.md").read_text()
+    assert "there already" not in told
+    assert "left out" not in told
+    lines = Path("mine.csv").read_text().splitlines()
+    Path("mine.csv").write_text("\n".join([*lines, *lines[1:4], re.sub("0$", "1", lines[1])]))
+    told = (new.project("classification", "new", **MINE) / "README.md").read_text()
+    assert "there already, with the same text and the same answer: 3, kept" in told
+    assert 'Texts with more than one answer: 1, kept, such as "It was fine the 0th' in told
 
 
 def test_rows_to_train_that_are_in_another_part_are_left_out_and_told():
@@ -311,6 +348,7 @@ OLD = {
 }
 WRONG = [
     *[("training", old, f"training: {old} is now {current}") for old, current in OLD.items()],
+    ("training", "lr", "training: lr is now learning_rate"),
     ("model", "torch_dtype", "model: torch_dtype is now dtype"),
     ("model", "load_in_4bit", "model: load_in_4bit is now load_in_4bit in the section quantization"),
     ("model", "revison", "model: revison is not known; the nearest name is revision"),
@@ -318,8 +356,8 @@ WRONG = [
     ("generation", "max_new_token", "the nearest name is max_new_tokens"),
     ("peft", "lora_alfa", "the nearest name is lora_alpha"),
     ("quantization", "load_in_4bits", "the nearest name is load_in_4bit"),
-    (None, "peft_config", "config.yaml: peft_config is now peft"),
-    (None, "trainng", "config.yaml: trainng is not known; the nearest name is training"),
+    (None, "peft_config", "sections: peft_config is now peft"),
+    (None, "trainng", "sections: trainng is not known; the nearest name is training"),
 ]
 
 
@@ -367,6 +405,29 @@ def test_a_run_that_does_not_say_its_method_is_not_guessed_at():
         new.from_record(run, "classification", "mine")
     folder = new.from_record(run, "classification", "mine", method="full")
     assert "peft" not in yaml.safe_load((folder / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize(("way", "setting"), [("DoRA", "use_dora"), ("rsLoRA", "use_rslora")])
+def test_a_variant_of_lora_is_carried_on(way, setting, capsys):
+    run = next((env.DATA / "results" / "04_lora" / "tiny-encoder").glob(f"final-{way}-*.json"))
+    config = yaml.safe_load((new.from_record(run, "classification", "mine") / "config.yaml").read_text())
+    assert f"peft.{setting}" in capsys.readouterr().out
+    assert config["peft"][setting] is True
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("04_lora/tiny-encoder/grid-LoRA-on-a-random-base-0.001-r16-a32-0.json", "began from a random base"),
+        ("01_classification/tiny-encoder/rate-random-0.002-2.json", "began from random"),
+        ("04_lora/tiny-encoder/grid-prompt-tuning-0.1-0.json", 'way is "prompt tuning": pass method=, one of full'),
+        ("04_lora/tiny-encoder/grid-head-only-0.003-1.json", 'way is "head only": pass method=, one of full'),
+    ],
+)
+def test_a_run_that_a_project_cannot_do_is_refused(file, message):
+    with pytest.raises(ValueError, match=message):
+        new.from_record(env.DATA / "results" / file, "classification", "mine")
+    assert made() == ["mine.csv"]
 
 
 def test_a_run_of_a_project_is_carried_on(kinds):
@@ -534,13 +595,79 @@ def test_a_finished_run_says_so_and_other_settings_do_not_go_on_with_it(kinds):
     train = kinds("encoder")
     config = train.read_config()
     arguments = train.training_arguments(config)
-    train.begin(config, arguments)
+    other = config | {"training": config["training"] | {"seed": 5}}
+    train.begin(other, arguments)
+    train.begin(config, arguments)  # there is no checkpoint yet, so nothing would go on
+    checkpoint = Path(arguments.output_dir) / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
     train.begin(config, arguments)
     with pytest.raises(train.ConfigError, match=r"runs/main was begun with other settings \(training.seed\)"):
-        train.begin(config | {"training": config["training"] | {"seed": 5}}, arguments)
+        train.begin(other, arguments)
+    file = train.HERE / "data" / "train.jsonl"
+    rows = file.read_text()
+    file.write_text(rows.partition("\n")[2])
+    with pytest.raises(train.ConfigError, match=r"other settings \(content.data/train.jsonl\)"):
+        train.begin(config, arguments)
+    file.write_text(rows)
     train.record_file(config).write_text("{}")
     done = subprocess.run([sys.executable, "train.py"], cwd=train.HERE, capture_output=True, text=True)
     assert "this run is finished, see runs/main.json" in done.stdout, done.stderr
+
+
+SAID = [  # a file for predict.py, what is in it, and what is said of it
+    ("x.tsv", "text\tlabel\nGood\t1\n", "x.tsv is neither .txt, with a text a line, nor .jsonl"),
+    ("x.txt", "Good\n\nBad\n", "x.txt, line 2 has no text"),
+    ("x.jsonl", '{"text": "Good"}\n{"txt": "Bad"}\n', "x.jsonl, line 2 has no text"),
+    ("x.jsonl", "Good\n", "x.jsonl, line 1 is no JSON"),
+    ("none.txt", None, "none.txt cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), SAID, ids=[message for *_, message in SAID])
+def test_a_file_that_predict_cannot_read_is_said_in_one_sentence(name, text, message, kinds, monkeypatch):
+    monkeypatch.setitem(sys.modules, "train", kinds("encoder"))
+    predict = load(kinds("encoder").HERE, "predict")
+    if text is not None:
+        Path(name).write_text(text)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        predict.read(name)
+
+
+def test_predict_refuses_labels_in_another_order_than_the_training_had(kinds, monkeypatch):
+    train = kinds("encoder")
+    monkeypatch.setitem(sys.modules, "train", train)
+    predict = load(train.HERE, "predict")
+    text = (train.HERE / "config.yaml").read_text().replace("runs/main", "runs/asked")
+    (train.HERE / "asked.yaml").write_text(text)
+    config = train.read_config("asked.yaml")
+    train.begin(config, train.training_arguments(config))
+    train.record_file(config).write_text("{}")
+    config["data"]["labels"].reverse()
+    (train.HERE / "asked.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, "argv", ["predict.py", "Good", "--config", "asked.yaml"])
+    with pytest.raises(SystemExit, match=r"data.labels in asked.yaml changed since the training began"):
+        predict.main()
+    (train.HERE / "asked.yaml").write_text(yaml.safe_dump(config | {"trainng": {}}))
+    with pytest.raises(SystemExit, match=r"asked.yaml, sections: trainng is not known"):
+        predict.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("nothere.yaml", None, "nothere.yaml, which cannot be read: No such file"),
+        ("indented.yaml", ("  seed:", "      seed:"), "indented.yaml, which is no YAML"),
+        ("kill.yaml", ("eval_strategy: epoch", "eval_strategy: epochs"), "kill.yaml, training: epochs is not"),
+    ],
+)
+def test_train_says_a_mistake_in_the_file_in_one_line(name, change, message, kinds, monkeypatch):
+    folder = kinds("tagger").HERE
+    if change:
+        (folder / name).write_text((folder / "config.yaml").read_text().replace(*change))
+    monkeypatch.setattr(sys, "argv", ["train.py", name])
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        runpy.run_path(str(folder / "train.py"), run_name="__main__")
 
 
 def test_an_installed_copy_has_the_templates(tmp_path):

@@ -123,13 +123,16 @@ def check_answers(kind, train, said, run):
     assert len(said) == len(rows) > 0
     labels, metrics = run["settings"]["data"].get("labels"), run["metrics"]
     if kind == "classification":
-        right = [one["label"] == row["label"] for one, row in zip(said, rows, strict=True)]
+        right = [one["predicted"] == row["label"] == one["label"] for one, row in zip(said, rows, strict=True)]
         assert metrics["test_accuracy"] == pytest.approx(sum(right) / len(right))
     elif kind == "tokens":
-        assert all(len(one["tags"]) == len(row["tokens"]) for one, row in zip(said, rows, strict=True))
-        assert {tag for one in said for tag in one["tags"]} <= set(labels)
+        assert all(
+            len(one["predicted"]) == len(row["tokens"]) and one["tags"] == row["tags"]
+            for one, row in zip(said, rows, strict=True)
+        )
+        assert {tag for one in said for tag in one["predicted"]} <= set(labels)
     else:
-        right = [one["answer"] == row["messages"][-1]["content"] for one, row in zip(said, rows, strict=True)]
+        right = [one["predicted"] == row["messages"][-1]["content"] for one, row in zip(said, rows, strict=True)]
         assert metrics["test_exact_match"] == pytest.approx(sum(right) / len(right))
 
 
@@ -168,4 +171,4 @@ def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
     launch = [python, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     assert "goes on from checkpoint-" in run(*launch, "train.py", cwd=folder)
     said = run(python, "predict.py", "A good kettle.", cwd=folder)
-    assert json.loads(said)["label"] in ("negative", "neutral", "positive")
+    assert json.loads(said)["predicted"] in ("negative", "neutral", "positive")

@@ -17,6 +17,9 @@ import transformers
 
 import train
 
+READ = ("text",)  # only: classification
+READ = ("tokens", "text")  # only: tokens
+READ = ("messages", "text")  # only: generation
 transformers.utils.logging.set_verbosity_error()  # only the answers are shown
 transformers.utils.logging.disable_progress_bar()
 
@@ -30,7 +33,7 @@ def answers(model, tokenizer, config, rows, batch_size):
         batch = tokenizer([row["text"] for row in rows[start : start + batch_size]], **cut).to(model.device)
         found = model(**batch).logits.float().softmax(-1).max(-1)
         for label, sure in zip(found.indices.tolist(), found.values.tolist()):
-            yield {"label": config["data"]["labels"][label], "probability": round(sure, 4)}
+            yield {"predicted": config["data"]["labels"][label], "probability": round(sure, 4)}
 
 
 # end
@@ -48,7 +51,7 @@ def answers(model, tokenizer, config, rows, batch_size):
             for number, word in reversed(list(zip(numbers, batch.word_ids(i)))):  # the first token of a word comes last
                 if word is not None:
                     tags[word] = config["data"]["labels"][number]
-            yield {"tokens": sentence, "tags": tags}
+            yield {"tokens": sentence, "predicted": tags}
 
 
 # end
@@ -58,14 +61,32 @@ def answers(model, tokenizer, config, rows, batch_size):
     talks = [row.get("messages") or [{"role": "user", "content": row["text"]}] for row in rows]
     talks = [talk[:-1] if talk[-1]["role"] == "assistant" else talk for talk in talks]
     for text in train.write(model, tokenizer, config, talks, batch_size):
-        yield {"answer": text}
+        yield {"predicted": text}
 
 
 # end
 def read(file):
-    """The rows of a .jsonl file, or a row for each line of any other one."""
-    lines = [line for line in Path(file).read_text(encoding="utf-8").split("\n") if line.strip()]
-    return [json.loads(line) if file.endswith(".jsonl") else {"text": line} for line in lines]
+    """The rows of a .jsonl file, or of a .txt file, a text a line."""
+    if Path(file).suffix not in (".jsonl", ".txt"):
+        sys.exit(f"{file} is neither .txt, with a text a line, nor .jsonl, with an object a line: make one of them.")
+    try:
+        lines, rows = Path(file).read_text(encoding="utf-8").rstrip("\n").split("\n"), []
+    except (OSError, UnicodeError) as error:
+        sys.exit(f"{file} cannot be read: {error}")
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line) if file.endswith(".jsonl") else {"text": line if line.strip() else ""})
+        except ValueError as error:
+            sys.exit(f"{file}, line {number} is no JSON: {error}")
+        if not (isinstance(rows[-1], dict) and any(rows[-1].get(name) for name in READ)):
+            sys.exit(f"{file}, line {number} has no {' or '.join(READ)}: {line[:60]!r}. Correct it, or leave it out.")
+    return rows
+
+
+def meaning(settings):
+    """The settings that give answers their meaning; where the base lies, and the rows it was trained on, do not."""
+    data = {name: value for name, value in settings["data"].items() if name not in train.PARTS}
+    return {"data": data, "model": {train.MODEL[0]: Path(settings["model"][train.MODEL[0]]).name}}
 
 
 def main():
@@ -80,14 +101,21 @@ def main():
         parser.error("give one text, or a --file")
     if asked.out and Path(asked.out).exists():
         parser.error(f"{asked.out} is there already, and is not written over. Give --out another name.")
-    config = train.read_config(asked.config)
+    rows = [{"text": asked.text}] if asked.text is not None else read(asked.file)
+    try:
+        config = train.read_config(asked.config)
+        device = None if "quantization" in config else train.training_arguments(config).device
+    except train.ConfigError as error:
+        sys.exit(f"{asked.config}, {error}")
     if not train.record_file(config).exists():
         sys.exit(f"{config['training']['output_dir']} is not trained yet: run python train.py {asked.config}")
     folder, tokenizer = train.HERE / config["training"]["output_dir"], train.load_tokenizer(config)
+    before = json.loads((folder / "settings.json").read_text())
+    if names := train.differences(meaning(before), meaning(config)):
+        sys.exit(f"{', '.join(names)} in {asked.config} changed since the training began: restore what was there.")
     model = train.load_model(config, trained=str(folder)).eval()
-    if "quantization" not in config:
-        model.to(train.training_arguments(config).device)
-    rows = [{"text": asked.text}] if asked.text is not None else read(asked.file)
+    if device:
+        model.to(device)
     made = [{**row, **answer} for row, answer in zip(rows, answers(model, tokenizer, config, rows, asked.batch_size))]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
     if asked.out:

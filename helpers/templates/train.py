@@ -9,6 +9,7 @@ A run that was broken off goes on from its last whole checkpoint. A finished run
 import copy  # only: generation
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import inspect
 import json
@@ -59,7 +60,10 @@ MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementat
 DATA = (*PARTS, "max_length", "labels")  # only: classification, tokens
 DATA = (*PARTS, "max_length", "chat_template")  # only: decoder
 DATA = (*PARTS, "max_length")  # only: seq2seq
-RENAMED = {  # names of earlier versions, which the libraries refuse, ignore, or take with a warning
+RENAMED = {  # names of earlier versions, which the libraries refuse, ignore, or take with a warning; and short ones
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
     "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps (a number below 1 is a share)",
     "group_by_length": "train_sampling_strategy: group_by_length",
@@ -112,7 +116,12 @@ def check(where, given, known):
 
 def read_config(path="config.yaml"):
     """The settings, by section; every name in them has been checked."""
-    config = yaml.load((HERE / path).read_text(encoding="utf-8"), Loader)
+    try:
+        config = yaml.load((HERE / path).read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        raise ConfigError(f"which cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"which is no YAML: {' '.join(str(error).split())}.") from None
     known = {
         "model": MODEL,
         "data": DATA,
@@ -121,7 +130,7 @@ def read_config(path="config.yaml"):
         "peft": None,
         "quantization": list(inspect.signature(BitsAndBytesConfig).parameters),
     }
-    check("config.yaml", config, list(known))
+    check("sections", config, list(known))
     for section in ("peft", "quantization"):
         if section in config and config[section] is None:
             raise ConfigError(f"the section {section} is empty. Fill it in, or delete its line.")
@@ -149,7 +158,14 @@ def training_arguments(config):
     settings = {key: value for key, value in config["training"].items() if key != "early_stopping_patience"}
     settings["output_dir"] = str(HERE / settings["output_dir"])
     settings.setdefault("bf16", gpu_has_bf16() and not settings.get("fp16"))  # fp32 on a CPU, where bf16 is slow
-    return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
+    for field in dataclasses.fields(TrainingArguments):  # which takes a text for a number, and fails only later
+        value = settings.get(field.name)
+        if isinstance(field.default, (int, float)) and isinstance(value, str):
+            raise ConfigError(f"training: {field.name} is {value!r}, and should be like {field.default}.")
+    try:
+        return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
 
 
 def peft_config(config):
@@ -182,13 +198,20 @@ def generation_config(model, config):
 # end
 
 
+def differences(before, now):
+    """The names of the settings that are not the same."""
+    both = {section: (before.get(section, {}), now.get(section, {})) for section in before | now}
+    return [f"{s}.{key}" for s, (a, b) in both.items() for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
 def begin(config, arguments):
-    """Notes the settings when a run begins, so that one that was broken off cannot go on with others."""
+    """Notes the settings and the data when a run begins, so that one that was broken off cannot go on with others."""
     noted = Path(arguments.output_dir) / "settings.json"
     settings = {section: config[section] for section in config if section != "generation"}
-    if noted.exists() and (before := json.loads(noted.read_text())) != settings:
-        both = {section: (before.get(section, {}), settings.get(section, {})) for section in before | settings}
-        names = [f"{s}.{key}" for s, (a, b) in both.items() for key in {**a, **b} if a.get(key) != b.get(key)]
+    rows = {part: (HERE / config["data"][part]).read_bytes() for part in PARTS}
+    settings["content"] = {config["data"][part]: hashlib.sha256(rows[part]).hexdigest() for part in PARTS}
+    resumes = noted.exists() and last_whole_checkpoint(arguments.output_dir)
+    if resumes and (names := differences(json.loads(noted.read_text()), settings)):
         raise ConfigError(
             f"training: {config['training']['output_dir']} was begun with other settings ({', '.join(names)}). "
             "Set another output_dir, or restore them."
@@ -477,8 +500,8 @@ def main(path="config.yaml"):
 
 
 if __name__ == "__main__":
+    path = sys.argv[1] if len(sys.argv) > 1 else "config.yaml"
     try:
-        path = sys.argv[1] if len(sys.argv) > 1 else "config.yaml"
         finished = record_file(read_config(path))
         if finished.exists():
             print(
@@ -487,4 +510,4 @@ if __name__ == "__main__":
         else:
             main(path)
     except ConfigError as error:
-        sys.exit(f"config.yaml, {error}")
+        sys.exit(f"{path}, {error}")
