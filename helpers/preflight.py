@@ -488,10 +488,14 @@ def _overwritten(f):
         return None
     from peft import PeftModel
 
-    alive = [one for one in gc.get_objects() if issubclass(type(one), PeftModel) and one is not f.model]
+    def carries_it_too(one):
+        with contextlib.suppress(AttributeError):  # one whose making failed half-way has no base
+            return one is not f.model and one.get_base_model() is f.base
+
+    alive = [one for one in gc.get_objects() if issubclass(type(one), PeftModel)]
     layers, known = f.adapters.values(), set(f.model.peft_config)
     stray = {key for layer in layers for kind in layer.adapter_layer_names for key in getattr(layer, kind)} - known
-    if stray or isinstance(f.base, PeftModel) or any(one.get_base_model() is f.base for one in alive):
+    if stray or isinstance(f.base, PeftModel) or any(map(carries_it_too, alive)):
         return "error", "adapter overwritten", (
             "the base carries the adapter of another PeftModel too, and both write into the same layers. Keep one "
             "PeftModel, on a base that was loaded anew, and add to it: model.load_adapter(folder, name)."

@@ -314,6 +314,13 @@ def test_a_broken_run_is_named(broken, monkeypatch, tmp_path):
     assert set(report.names) <= {name} | allowed.get(name, set()), report
 
 
+def test_a_peft_model_whose_making_failed_is_no_alarm(tmp_path):
+    half_made = PeftModel.__new__(PeftModel)
+    torch.nn.Module.__init__(half_made)
+    assert HEALTHY["adapter"](tmp_path)["model"] is not half_made
+    assert asked(HEALTHY["adapter"](tmp_path)) == []
+
+
 def test_every_problem_that_preflight_knows_has_a_broken_run():
     known = re.findall(r'(?:"error"|"warning"|level),\s+"([a-z -]+)"', inspect.getsource(preflight))
     assert len(known) > 25
