@@ -136,6 +136,7 @@ def test_tuning_by_hand(page, visit):
     assert history(panel) == ["run-2", "run"]
 
     handle, track = panel.locator(".noUi-handle").first, panel.locator(".noUi-base").first
+    handle.scroll_into_view_if_needed()  # of a panel taller than the window another part may be seen
     before, box, line = number_box(panel, "learning_rate").input_value(), handle.bounding_box(), track.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.down()
