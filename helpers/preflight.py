@@ -473,13 +473,13 @@ def _adapter(f):
     own = [p for layer in layers for name, p in layer.named_parameters() if "base_layer" not in name]
     if own and not any(p.requires_grad for p in own):
         return "error", "adapter", "the adapter was loaded frozen, so it is not trained: pass is_trainable=True."
-    newest = list(getattr(f.model, "peft_config", {}))[-1:]
+    newest = next(reversed(getattr(f.model, "peft_config", {})), None)  # none when the layers were put in by hand
     for layer in layers:
-        matrices = [layer.lora_B[name].weight for name in newest if name in getattr(layer, "lora_B", ())]
-        if newest[0] not in layer.active_adapters and matrices and not matrices[0].any():
+        inactive = newest in getattr(layer, "lora_B", ()) and newest not in layer.active_adapters
+        if inactive and not layer.lora_B[newest].weight.any():
             return "error", "adapter", (
-                f"the adapter {newest[0]} is new (its B is all zeros) and not active, so it is not trained; others "
-                f'are. Call model.set_adapter("{newest[0]}") first.'
+                f"the adapter {newest} is new (its B is all zeros) and not active, so it is not trained; others are. "
+                f'Call model.set_adapter("{newest}") first.'
             )  # fmt: skip
 
 

@@ -176,18 +176,25 @@ def _is_log(values):
 
 
 def _tie(slider, text, whole):
-    """The number in the box is exact; a slider that is dragged gives two digits."""
+    """The number in the box is exact; a slider that is dragged gives two digits, and is not pushed while it is."""
     log = isinstance(slider, ipywidgets.FloatLogSlider)
 
+    def is_there(at, number):
+        place, wanted = (math.log10(value) if log else value for value in (at, number))
+        return abs(place - wanted) <= (0 if whole else 0.51 * slider.step)
+
     def moved(change):
-        place, old = (math.log10(value) if log else value for value in (change["new"], text.value))
-        if abs(place - old) <= 0.51 * slider.step and not whole:
+        if is_there(change["new"], text.value):
             return  # the front end only rounded what was typed to a place of the slider
         value = change["new"] if whole else float(f"{change['new']:.2g}")
         text.value = min(max(value, text.min), text.max)
 
+    def typed(change):
+        if not is_there(slider.value, change["new"]):
+            slider.value = change["new"]
+
     slider.observe(moved, "value")
-    text.observe(lambda change: setattr(slider, "value", change["new"]), "value")
+    text.observe(typed, "value")
 
 
 def _choices(values, points=POINTS):

@@ -1,10 +1,12 @@
 """`python tests/bench_adapters.py`: switching against loading, and mixed, grouped and single batches, by base size.
 
 Prints times and requests a second; asserts nothing. CPU seconds on a CPU, so that a busy machine counts for no side.
-The bases are random: only the time counts. The last two have the shapes of real models. Some two minutes.
+The bases are random or zeros: only the time counts. Some of them have the shapes of real models. Some two minutes;
+`python tests/bench_adapters.py 7B` does the switching for that shape, which needs 16 GiB of memory and of disk.
 """
 
 import statistics
+import sys
 import tempfile
 
 import peft
@@ -36,12 +38,18 @@ REAL = {
     "1.2B": dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
                  num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True, dtype="bfloat16"),
 }  # fmt: skip
+LARGE = {"7B": dict(dtype="bfloat16")}
 
 
 def served(sizes, folder, n_adapters):
     """One base with some adapters; base and first adapter are in the folder too."""
     config = LlamaConfig(**sizes)
-    base = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    with torch.device("meta" if sizes in LARGE.values() else "cpu"):  # random numbers for 7B would take minutes
+        base = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    if base.device.type == "meta":
+        base = base.to_empty(device="cpu")
+        for weights in base.parameters():
+            weights.data.zero_()
     base.save_pretrained(f"{folder}/base")
     model = peft.get_peft_model(base.to(env.device()), peft.LoraConfig(**LORA), adapter_name="0").eval()
     model.save_pretrained(folder)
@@ -60,12 +68,15 @@ def read(model):
     return sum(weights.sum() for weights in model.parameters())
 
 
+def switch_s(model, n_adapters):
+    names = [str(number % n_adapters) for number in range(ROWS)]
+    return median(lambda: [model.set_adapter(adapter) for adapter in names]) / ROWS
+
+
 def switching(name, sizes, n_adapters):
     """Milliseconds of a switch, and of loading base and adapter until every weight was read."""
     with tempfile.TemporaryDirectory() as folder:
-        model = served(sizes, folder, n_adapters)
-        names = [str(number % n_adapters) for number in range(ROWS)]
-        switch = median(lambda: [model.set_adapter(adapter) for adapter in names]) / ROWS
+        switch = switch_s(served(sizes, folder, n_adapters), n_adapters)
         load = median(lambda: read(loaded(folder)))
     times = {"switch, ms": 1000 * switch, "load, ms": 1000 * load, "times": load / switch}
     return {"base": name, "adapters": n_adapters} | times
@@ -92,12 +103,15 @@ def batches(name, sizes, n_adapters=8):
     return {"base": name} | {f"{way}, requests/s": ROWS / seconds for way, seconds in speeds.items()}
 
 
-def main():
+def main(*large):
     env.quiet()
-    print(record.show([switching(name, sizes, n) for name, sizes in (BASES | REAL).items() for n in (1, 8)]))
+    bases = {name: LARGE[name] for name in large} or BASES | REAL
+    print(record.show([switching(name, sizes, n) for name, sizes in bases.items() for n in (1, 8)]))
+    if large:
+        return
     print(f"\n{ROWS} requests of {LENGTH} tokens, 8 adapters of rank 8, 4 layers")
     print(record.show([batches(name, sizes) for name, sizes in BASES.items()]))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -19,7 +19,6 @@ from statistics import median
 
 import nbformat
 import pytest
-import torch
 from test_house_rules import messages, printed_accuracy, with_settings
 
 from helpers import data, env
@@ -33,6 +32,7 @@ ROUNDING = 1e-5  # between sums of the same numbers in another order, of losses 
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(600),
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes as only a Unix can"),
 ]
@@ -77,15 +77,6 @@ def titles(part, count):
     talks = data.to_messages(rows, prompt="{review} What is its title?", answer="title")
     examples = data.tokenize_chat(talks, AutoTokenizer.from_pretrained(MODEL))
     return examples.select_columns(["input_ids", "attention_mask", "labels"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _calm():
-    env.quiet()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

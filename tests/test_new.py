@@ -670,6 +670,39 @@ def test_train_says_a_mistake_in_the_file_in_one_line(name, change, message, kin
         runpy.run_path(str(folder / "train.py"), run_name="__main__")
 
 
+@pytest.mark.parametrize(
+    ("kind", "line", "message"),
+    [
+        ("encoder", '{"text": "Good"', ", line 2 is no JSON"),
+        ("encoder", b"\xff", ", line 2 is no JSON"),
+        ("encoder", '["Good", "positive"]', ", line 2 has no text and no label"),
+        ("encoder", '{"text": "Good", "label": "god"}', ", line 2 has god, and labels has "),
+        ("tagger", '{"tokens": ["Oslo"], "tags": ["B-CITY"]}', ", line 2 has B-CITY, and labels has "),
+        ("decoder", '{"text": "Good"}', ", line 2 has no messages"),
+        ("encoder", None, " cannot be read: No such file"),
+    ],
+)
+def test_train_says_a_mistake_in_the_data_with_its_line(kind, line, message, kinds):
+    train = kinds(kind)
+    labels = train.read_config()["data"].get("labels")
+    file = train.HERE / "data" / "broken.jsonl"
+    if line is not None:
+        first = (train.HERE / "data" / "train.jsonl").read_bytes().partition(b"\n")[0]
+        file.write_bytes(first + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n\n")
+    with pytest.raises(train.ConfigError, match=re.escape(f"data: data/broken.jsonl{message}")):
+        train.read_rows("data/broken.jsonl", labels)
+    file.unlink(missing_ok=True)
+
+
+def test_train_says_which_file_of_data_is_missing(kinds, monkeypatch):
+    folder = kinds("tagger").HERE
+    text = (folder / "config.yaml").read_text().replace("data/test.jsonl", "data/tset.jsonl")
+    (folder / "other.yaml").write_text(text.replace("runs/main", "runs/other"))
+    monkeypatch.setattr(sys, "argv", ["train.py", "other.yaml"])
+    with pytest.raises(SystemExit, match=r"other.yaml, data: data/tset.jsonl cannot be read: No such file"):
+        runpy.run_path(str(folder / "train.py"), run_name="__main__")
+
+
 def test_an_installed_copy_has_the_templates(tmp_path):
     code = "from setuptools import setup; setup()"
     command = [sys.executable, "-c", code, "-q", "build_py", "--build-lib", str(tmp_path / "built")]

@@ -9,11 +9,10 @@ import sys
 import time
 
 import pytest
-import torch
 from new_projects import QUICK, QUICK_TO_WRITE, as_options, environment, fresh_interpreter, load, small_file
 from transformers import TrainerCallback
 
-from helpers import env, new, record
+from helpers import new, record
 
 WRITERS = {"decoder": "tiny-decoder", "encoder-decoder": "tiny-seq2seq"}
 COLUMNS = {
@@ -29,16 +28,12 @@ COMBINATIONS = [
     if method != "prefix" or kind in WRITERS  # the encoder here takes no prefix, which is refused: see test_new.py
 ]
 KILLED_AT = 5
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _calm():
-    env.quiet()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a forked child has none of its parent's threads
+def _forget_the_modules():
     yield
-    torch.set_num_threads(threads)
     for name in ("train", "predict"):
         sys.modules.pop(name, None)
 

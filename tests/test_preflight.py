@@ -19,7 +19,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset, concatenate_datasets
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from test_house_rules import messages, run_alone, with_settings
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EarlyStoppingCallback, TrainingArguments
 
@@ -327,6 +327,13 @@ def test_every_problem_that_preflight_knows_has_a_broken_run():
     assert set(known) == {name for _, name, _ in BROKEN.values()}
 
 
+def with_layers_by_hand():
+    """LoRA without a PeftModel around it, so without a list of its adapters."""
+    model = inject_adapter_in_model(LoraConfig(**LORA), classifier())
+    model.classifier.requires_grad_(True)
+    return model
+
+
 HEALTHY = {
     "classifier": of_classifier,
     "writer": of_writer,
@@ -342,6 +349,7 @@ HEALTHY = {
         learning_rate=3e-3,
         activation_checkpointing=True,
     ),
+    "layers put in by hand": lambda f: of_classifier(f, with_layers_by_hand(), learning_rate=3e-3),
     "a list of rows": lambda f: of_classifier(f, rows=reviews("train").to_list(), eval_dataset=None),
     "goes on": lambda f: checkpoints(f, resume_from_checkpoint=True),
     "room enough": lambda f: of_classifier(f, device=4),

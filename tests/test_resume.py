@@ -26,7 +26,6 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from helpers import env
 from notebooks import NOTEBOOKS
 
 STEPS, EVERY = 14, 2
@@ -35,6 +34,7 @@ SIZES = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_h
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child, which needs a Unix"),
 ]
 
@@ -125,15 +125,6 @@ def train_and_be_killed(folder, step, moment):
         finally:
             os._exit(1)  # it was not killed
     return os.WTERMSIG(os.waitpid(child, 0)[1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _calm():
-    env.quiet()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a forked child has none of its parent's threads
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

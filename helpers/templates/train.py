@@ -57,6 +57,9 @@ Collator = DataCollatorForSeq2Seq  # it pads labels with -100, for decoders too 
 HERE = Path(__file__).resolve().parent  # paths in config.yaml are seen from here
 PARTS = ("train", "validation", "test")
 MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation", "trust_remote_code")
+COLUMNS = ("text", "label")  # only: classification
+COLUMNS = ("tokens", "tags")  # only: tokens
+COLUMNS = ("messages",)  # only: generation
 DATA = (*PARTS, "max_length", "labels")  # only: classification, tokens
 DATA = (*PARTS, "max_length", "chat_template")  # only: decoder
 DATA = (*PARTS, "max_length")  # only: seq2seq
@@ -208,8 +211,8 @@ def begin(config, arguments):
     """Notes the settings and the data when a run begins, so that one that was broken off cannot go on with others."""
     noted = Path(arguments.output_dir) / "settings.json"
     settings = {section: config[section] for section in config if section != "generation"}
-    rows = {part: (HERE / config["data"][part]).read_bytes() for part in PARTS}
-    settings["content"] = {config["data"][part]: hashlib.sha256(rows[part]).hexdigest() for part in PARTS}
+    files = [config["data"][part] for part in PARTS]
+    settings["content"] = {file: hashlib.sha256(content(file)).hexdigest() for file in files}
     resumes = noted.exists() and last_whole_checkpoint(arguments.output_dir)
     if resumes and (names := differences(json.loads(noted.read_text()), settings)):
         raise ConfigError(
@@ -225,10 +228,35 @@ def begin(config, arguments):
 # ---- Data ---------------------------------------------------------------------------------------------
 
 
-def read_rows(file):
-    """The rows of a .jsonl file, one object a line."""
-    lines = (HERE / file).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]
+def content(file):
+    try:
+        return (HERE / file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"data: {file} cannot be read: {error.strerror}.") from None
+
+
+def read_rows(file, labels=None):
+    """The rows of a .jsonl file, one object a line; what cannot be used is said with its line."""
+    rows = []
+    for number, line in enumerate(content(file).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
+        if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
+            raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
+        # only: classification, tokens
+        said = [row["label"]]  # only: classification
+        said = row["tags"]  # only: tokens
+        if strange := [label for label in said if labels and label not in labels]:
+            raise ConfigError(
+                f"data: {file}, line {number} has {strange[0]}, and labels has {', '.join(map(str, labels))}."
+            )
+        # end
+        rows.append(row)
+    return rows
 
 
 def place(config):
@@ -472,7 +500,7 @@ def main(path="config.yaml"):
 
     # %% Data. The rows as they are in data/, and the first of them as the model will see it.
     tokenizer = load_tokenizer(config)
-    rows = {part: read_rows(config["data"][part]) for part in PARTS}
+    rows = {part: read_rows(config["data"][part], config["data"].get("labels")) for part in PARTS}
     examples = {part: encode(rows[part], tokenizer, config) for part in PARTS}
     print({part: f"{len(examples[part])} rows" for part in PARTS})
     print(rows["train"][0], tokenizer.decode(examples["train"][0]["input_ids"]), sep="\n")
