@@ -541,7 +541,7 @@ def _smallest_change(prediction, capacity):
 
 
 def _smaller_batches(settings):
-    """Half the batch and twice the accumulation, and so on down to one row: the same gradients."""
+    """Half the batch and twice the accumulation, and so on down to one row: as many rows in a step."""
     batch, accumulation = settings["batch"], settings["gradient_accumulation_steps"]
     sizes = [batch // 2**k for k in range(1, batch.bit_length()) if batch % 2**k == 0]
     sizes += [1] * (batch > 1 and 1 not in sizes)

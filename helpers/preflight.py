@@ -1,7 +1,7 @@
 """What is wrong with a training, said before it runs.
 
-Each check looks for a mistake that notebook 08 makes on purpose: it gets the facts, and returns None, or level, name
-and message of a problem.
+Each check looks for a mistake, most of which notebook 08 makes on purpose: it gets the facts, and returns None, or
+level, name and message of a problem.
 """
 
 import contextlib
@@ -74,16 +74,18 @@ def preflight(
     compute_metrics=None,
     preprocess_logits_for_metrics=None,
     callbacks=(),
+    compute_loss_func=None,
+    loss_is_scaled_for_ga=None,
     resume_from_checkpoint=None,
     device=None,
 ):
     """What is wrong with a training before it runs: a list of problems, empty for a run that looks healthy.
 
-    The arguments are those of the `Trainer` and of its `train`; `dataset` is what is trained on. `device` says where it
-    has to fit ("cuda", or so many GiB); without it memory is predicted only for a model that is on a GPU. It looks at
-    settings, rows (the first 20,000), adapters, and two batches as the collator makes them; then it trains six steps
-    on these, and puts weights, gradients, modes and random numbers back. The loss is the model's own, whatever loss
-    function your Trainer has. What it does not find may still be wrong.
+    The arguments are those of the `Trainer` and of its `train`, and its attribute `loss_is_scaled_for_ga`; `dataset` is
+    what is trained on. `device` says where it has to fit ("cuda", or so many GiB); without it memory is predicted only
+    for a model that is on a GPU. It looks at settings, rows (the first 20,000), adapters, and two batches as the
+    collator makes them; then it trains six steps on these, and puts weights, gradients, modes and random numbers back.
+    These steps have the model's own loss, also with a `compute_loss_func`. What it does not find may still be wrong.
 
     >>> import transformers
     >>> small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
@@ -116,6 +118,18 @@ class _Facts:
         together = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.per_epoch = max(1, math.ceil(len(rows) / together))
         self.steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.per_epoch)
+        takes_any = any(p.kind == p.VAR_KEYWORD for p in inspect.signature(self.base.forward).parameters.values())
+        self.takes_count = getattr(self.base, "accepts_loss_kwargs", takes_any)  # as the Trainer finds out
+
+    @property
+    def added(self):
+        """The losses of how many batches the Trainer adds: it trusts each to be divided by the items in all of them."""
+        args, several = self.args, self.config.problem_type == "multi_label_classification"
+        smoothed = args.label_smoothing_factor and not several  # by the Trainer, which divides as it should
+        if not self.compute_loss_func and (smoothed or not self.takes_count):
+            return 1  # it averages them
+        processes = max(args.world_size, args.n_gpu) if args.average_tokens_across_devices else 1
+        return processes * (1 if self.loss_is_scaled_for_ga is False else args.gradient_accumulation_steps)
 
     def batch(self, numbers):
         """These rows as the Trainer gives them to the model."""
@@ -515,6 +529,18 @@ def _frozen(f):
 # The trial
 
 
+def _accumulation(f):
+    if f.added > 1 and f.trial.ignores_count:
+        model = "model.get_base_model()" if f.base is not f.model else "model"
+        whose, cure = "the model's loss", f"Set {model}.accepts_loss_kwargs = False before the Trainer is made."
+        if f.compute_loss_func:
+            whose, cure = "compute_loss_func", "Let it return the sum of the losses, divided by num_items_in_batch."
+        return "warning", "accumulation", (
+            f"{whose} is a mean that ignores num_items_in_batch, so the Trainer adds those of {f.added} small batches "
+            f"instead of averaging them: loss and gradients are {f.added} times too large. {cure}"
+        )  # fmt: skip
+
+
 def _no_gradient(f):
     sizes = {name: p.numel() for name, p in f.model.named_parameters() if p.requires_grad}
     left = [name for name in sizes if name not in f.trial.reached]
@@ -553,12 +579,16 @@ def _loss(f):
 
 @dataclass
 class _Trial:
-    """The mean loss of the two batches before and after the steps, that of each step, which weights had a gradient."""
+    """The mean loss of the two batches before and after the steps, that of each step, which weights had a gradient.
+
+    And whether the Trainer's loss stays the same when it is told of twice as many items.
+    """
 
     before: float | None = None
     after: float = math.nan
     during: list = field(default_factory=list)
     reached: set = field(default_factory=set)
+    ignores_count: bool = False
 
 
 def _trial(f):
@@ -579,12 +609,23 @@ def _trial(f):
         with torch.no_grad():
             return sum(loss(batch).item() for batch in batches) / len(batches)
 
+    def loss_of(count):
+        """What the Trainer takes for the share of a batch in the loss of so many items."""
+        batch, told = dict(batches[0]), {"num_items_in_batch": torch.tensor(count, device=model.device)}
+        labels = batch.pop("labels") if f.compute_loss_func else None
+        with half, torch.no_grad():
+            outputs = model(**batch, **(told if f.takes_count else {}))
+            return (f.compute_loss_func(outputs, labels, **told) if f.compute_loss_func else outputs.loss).item()
+
     with _as_it_was(model):
         model.eval()
         with torch.no_grad():
             if loss(batches[0]) is None:
                 return found
         found.before = mean_loss()
+        if f.added > 1:
+            share = loss_of(100)
+            found.ignores_count = share != 0 and math.isclose(share, loss_of(200), rel_tol=1e-3)
         model.train()
         if args.activation_checkpointing:
             model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
@@ -639,7 +680,7 @@ def _as_it_was(model):
             np.random.set_state(numbers[1])
 
 
-TRIED = (_no_gradient, _loss)
+TRIED = (_accumulation, _no_gradient, _loss)
 SPOILED = {  # no trial with these
     "vocabulary", "labels", "nothing counts", "quantised head", "merged in four bits", "no gradient", "memory",
 }  # fmt: skip

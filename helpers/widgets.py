@@ -648,7 +648,7 @@ class _Fitting(_Panel):
             return
         self.change = change
         told = ", ".join(f"{name} {value}" for name, value in (change or {}).items())
-        told += " (with accumulation: the same gradients)" if change and "batch" in change else ""
+        told += " (with accumulation)" if change and "batch" in change else ""
         self.advice.value = _status(f"it fits with: {told}" if change else "no change that was tried makes it fit")
 
     def _predicted(self, asked):

@@ -378,6 +378,31 @@ def test_a_rate_may_be_written_as_in_python(kinds):
     assert train.training_arguments(train.read_config("rate.yaml")).learning_rate == 2e-5
 
 
+@pytest.mark.parametrize("kind", ["encoder", "tagger", "seq2seq", "decoder"])
+def test_a_step_in_small_batches_is_the_step_of_the_large_one(kind, kinds):
+    train = kinds(kind)
+    config = train.read_config()
+    config = {section: config[section] for section in config if section not in ("peft", "quantization")}
+    tokenizer, rows = train.load_tokenizer(config), train.read_rows("data/train.jsonl")
+    examples = train.encode(rows, tokenizer, config)[:16]
+    if kind in ("tagger", "seq2seq"):  # a mean for each small batch: equal when all have as many labels
+        for example in examples:
+            counted = [i for i, label in enumerate(example["labels"]) if label != -100][:2]
+            example["labels"] = [label if i in counted else -100 for i, label in enumerate(example["labels"])]
+
+    def step(size, together):
+        changes = {name.removeprefix("training."): value for name, value in QUICK.items()}
+        changes |= {"max_steps": 1, "save_strategy": "no", "early_stopping_patience": None}
+        changes |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": together}
+        asked = config | {"training": config["training"] | changes}
+        parts = {"train": examples, "validation": examples}
+        trainer = train.make_trainer(asked, train.training_arguments(asked), train.load_model(asked), tokenizer, parts)
+        trainer.train()
+        return [trainer.state.log_history[0][name] for name in ("loss", "grad_norm")]
+
+    assert step(4, 4) == pytest.approx(step(16, 1), rel=1e-4)
+
+
 # ---- From a record -------------------------------------------------------------------------------------------------
 
 

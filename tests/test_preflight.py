@@ -174,6 +174,24 @@ def cut_off(folder):
     return of_classifier(folder, model, learning_rate=1e-3)
 
 
+def mean(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def share(outputs, labels, num_items_in_batch):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+def of_accumulating(folder, model=None, **changes):
+    return of_classifier(folder, model, **dict(per_device_train_batch_size=4, gradient_accumulation_steps=4) | changes)
+
+
+def that_takes_no_count():
+    model = classifier()
+    model.accepts_loss_kwargs = False
+    return model
+
+
 def detached(output):
     output.last_hidden_state = output.last_hidden_state.detach()
     return output
@@ -183,6 +201,23 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
     "rate too high": (lambda f: of_classifier(f, learning_rate=5e-2), "learning rate", "Try a tenth"),
     "rate too low": (lambda f: of_classifier(f, learning_rate=1e-7), "learning rate", "Try ten times"),
     "warm-up of 500 steps": (lambda f: of_classifier(f, warmup_steps=500), "warm-up", "500 steps and the run has 80"),
+    "accumulated means": (
+        of_accumulating,
+        "accumulation",
+        r"model's loss .* 4 times .* model.accepts_loss_kwargs",
+    ),
+    "accumulated means, adapter": (
+        lambda f: of_accumulating(
+            f, get_peft_model(classifier(), LoraConfig(**LORA, task_type="SEQ_CLS")), learning_rate=3e-3
+        ),
+        "accumulation",
+        r"Set model\.get_base_model\(\)\.accepts_loss_kwargs",
+    ),
+    "accumulated means of one's own": (
+        lambda f: of_accumulating(f, compute_loss_func=mean),
+        "accumulation",
+        "compute_loss_func is a mean .* divided by num_items_in_batch",
+    ),
     "frozen head": (frozen_head, "frozen head", r'modules_to_save=\["classifier"\]'),
     "many epochs, no evaluation": (
         lambda f: of_classifier(f, num_train_epochs=20),
@@ -353,6 +388,11 @@ HEALTHY = {
     "a list of rows": lambda f: of_classifier(f, rows=reviews("train").to_list(), eval_dataset=None),
     "goes on": lambda f: checkpoints(f, resume_from_checkpoint=True),
     "room enough": lambda f: of_classifier(f, device=4),
+    "accumulation": lambda f: of_writer(f, args=arguments(f, learning_rate=1e-3, gradient_accumulation_steps=4)),
+    "accumulation, divided by the Trainer": lambda f: of_accumulating(f, loss_is_scaled_for_ga=False),
+    "accumulation, no count": lambda f: of_accumulating(f, that_takes_no_count()),
+    "accumulation, smoothed": lambda f: of_accumulating(f, label_smoothing_factor=0.1),
+    "accumulation, a loss of one's own": lambda f: of_accumulating(f, compute_loss_func=share),
 }
 
 
@@ -375,6 +415,15 @@ def test_a_healthy_run_raises_no_alarm_quickly_and_the_model_stays_as_it_was(hea
     assert random.getstate() == numbers[0]
     assert np.random.get_state()[1].tolist() == numbers[1]
     assert torch.equal(torch.get_rng_state(), numbers[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "names"), [(classifier, ["accumulation"]), (that_takes_no_count, [])])
+def test_the_means_of_two_processes_are_added_too(model, names, monkeypatch, tmp_path):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    report = asked(of_classifier(tmp_path, model(), loss_is_scaled_for_ga=False))
+    assert report.names == names
+    assert all("of 2 small batches" in problem.message for problem in report)
 
 
 def as_it_is(model):
@@ -436,6 +485,8 @@ def ask_of(trainer, resume_from_checkpoint=None):
         compute_metrics=trainer.compute_metrics,
         preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
         callbacks=trainer.callback_handler.callbacks,
+        compute_loss_func=trainer.compute_loss_func,
+        loss_is_scaled_for_ga=trainer.loss_is_scaled_for_ga,
         resume_from_checkpoint=resume_from_checkpoint,
     )
 

@@ -428,7 +428,7 @@ def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
     scored = dict(compute_metrics=scores, preprocess_logits_for_metrics=best)  # only: classification
     scored = dict(compute_metrics=scores_for(config["data"]["labels"]))  # only: tokens
     scored["preprocess_logits_for_metrics"] = best  # only: tokens
-    return Trainer(
+    trainer = Trainer(
         model,
         arguments,
         train_dataset=examples["train"],
@@ -438,6 +438,12 @@ def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
         callbacks=[*callbacks, *([EarlyStoppingCallback(patience)] if patience else [])],
         **scored,  # only: classification, tokens
     )
+    # only: classification, tokens, seq2seq
+    # The model's loss is the mean of its batch. With accumulation, or several processes, the Trainer would add these
+    # means, as it trusts the model to divide by the number of all labels; so let it average them.
+    trainer.model_accepts_loss_kwargs = False
+    # end
+    return trainer
 
 
 def last_whole_checkpoint(folder):
