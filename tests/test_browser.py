@@ -133,7 +133,7 @@ def test_tuning_by_hand(page, visit):
     panel = page.locator(".tuning-panel").first  # an exercise has another one
     panel.scroll_into_view_if_needed()
     runs = visit.runs / "tune" / "train_reviews"
-    assert history(panel) == ["run-2", "run"]
+    assert history(panel) == ["run-3", "run-2", "run"]
 
     handle, track = panel.locator(".noUi-handle").first, panel.locator(".noUi-base").first
     place, box, line = handle.get_attribute("aria-valuetext"), handle.bounding_box(), track.bounding_box()
@@ -166,24 +166,24 @@ def test_tuning_by_hand(page, visit):
     took = time.monotonic() - pressed
     print(f"another cell: {seconds:.2f} s, Stop: {took:.2f} s")
     assert took < 1
-    assert history(panel)[0] == "run-3"
-    run = json.loads((runs / "run-3.json").read_text())
+    assert history(panel)[0] == "run-4"
+    run = json.loads((runs / "run-4.json").read_text())
     assert (run["outcome"], run["settings"]["learning_rate"]) == ("stopped", 0.0007)
 
     type_into(panel, "n_rows", "100")
     type_into(panel, "epochs", "1")
     panel.get_by_role("button", name="Start", exact=True).click()
-    said(panel, "saved as run-4.json")
-    assert history(panel)[0] == "run-4"
+    said(panel, "saved as run-5.json")
+    assert history(panel)[0] == "run-5"
     assert panel.locator("polyline.train").count() == 1
     assert panel.locator("polyline.earlier").count() >= 3
 
     panel.get_by_role("button", name="Use these settings").click()
-    assert panel.get_by_label("settings of").input_value() == "run-4"
+    assert panel.get_by_label("settings of").input_value() == "run-5"
     page.wait_for_function("box => box.value", arg=panel.get_by_label("code").element_handle())
     code = panel.get_by_label("code").input_value()
     panel.screenshot(path=SCREENSHOTS / "tune.png")
-    loss = json.loads((runs / "run-4.json").read_text())["metrics"]["train_loss"]
+    loss = json.loads((runs / "run-5.json").read_text())["metrics"]["train_loss"]
     again = visit.run_new(f"{code}\n[row['train_loss'] for row in result.state.log_history if 'train_loss' in row]")[0]
     assert again == f"[{loss}]"
 
@@ -194,7 +194,7 @@ def test_tuning_by_hand(page, visit):
     visit.restart()
     run_all(visit)
     names = history(page.locator(".tuning-panel").first)
-    assert {"run", "run-2", "run-3", "run-4"} < set(names)
+    assert {"run", "run-2", "run-3", "run-4", "run-5"} < set(names)
 
 
 def test_an_error_and_the_keyboard(page, visit):

@@ -578,11 +578,26 @@ def test_lengths(tokenizer):
     assert report.lengths.tolist() == [3, 4, 5, 12]
     assert report.truncated == 1
     assert report.waste["to max_length"] == 1 - 20 / 32
-    assert report.waste["grouped by length"] == pytest.approx(1 - 20 / 24)
-    assert report.waste["to the longest"] >= report.waste["grouped by length"]
     assert "1 of 4 rows" in str(report)
     assert "grouped by length" in report._repr_html_()
     examples = data.tokenize(rows, tokenizer, label=None)
     assert np.array_equal(data.lengths(examples).lengths, report.lengths)
     assert np.array_equal(data.lengths(examples.remove_columns("length")).lengths, report.lengths)
     refused(lambda: data.lengths(rows), 'no column "input_ids"')
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(3, 2), (100, 8), (500, 16), (500, 1), (5000, 4)])
+def test_lengths_groups_as_the_trainer_does(n, batch_size, monkeypatch):
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    def randperm(n, generator=None):
+        return torch.as_tensor(np.random.default_rng(7).permutation(n))
+
+    monkeypatch.setattr(torch, "randperm", randperm)
+    long = np.random.default_rng(0).integers(1, 60, n)
+    order = long[list(LengthGroupedSampler(batch_size, lengths=long.tolist()))]
+    batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
+    tokens = sum(batch.max() * len(batch) for batch in batches)
+    report = data.lengths(Dataset.from_dict({"length": long}), batch_size=batch_size, seed=7)
+    assert report.waste["grouped by length"] == pytest.approx(1 - long.sum() / tokens)
