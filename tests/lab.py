@@ -110,11 +110,13 @@ class Lab:
         self.page = page
 
     def open(self, address, seconds=60):
-        """Go to an address; back when the notebook in it is shown and its kernel is idle."""
+        """Go to an address; back when the notebook in it, not the last one, is shown and its kernel idle."""
         self.page.goto(address)
+        file = re.search(r"/lab/tree/([^?]*)", address)[1]
         self.wait("window.jupyterapp && window.jupyterapp.shell", seconds)
         self.page.evaluate("async () => { await window.jupyterapp.restored }")
-        self.wait(f"{NOTEBOOK}?.context?.isReady && {NOTEBOOK}.content.widgets.length", seconds)
+        self.wait(f"{NOTEBOOK}?.context?.path === {json.dumps(file)}", seconds)
+        self.wait(f"{NOTEBOOK}.context.isReady && {NOTEBOOK}.content.widgets.length", seconds)
         self.wait(f"{NOTEBOOK}.sessionContext.session?.kernel?.status === 'idle'", seconds)
 
     def run_all(self, seconds=240):
