@@ -150,8 +150,9 @@ def test_sharded_processes_compute_what_one_does_and_hold_half(home, one, sharde
         assert [rank["held"][part] for rank in sharded] == pytest.approx([size / 2, size / 2], rel=0.01), part
     saved = [AutoModelForCausalLM.from_pretrained(home / name / "checkpoint-12") for name in ("one", "sharded")]
     start, (a, b) = AutoModelForCausalLM.from_pretrained(MODEL), (model.state_dict() for model in saved)
-    moved = max((a[key] - value).abs().max() for key, value in start.state_dict().items())
-    assert max((a[key] - b[key]).abs().max() for key in a) < moved / 100
+    moved = sum((a[key] - value).square().sum() for key, value in start.state_dict().items()).sqrt()
+    apart = sum((a[key] - b[key]).square().sum() for key in a).sqrt()  # of all: AdamW makes much of one tiny gradient
+    assert apart < moved / 100, f"{apart:.2e} apart after moving {moved:.2e}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux counts the bytes")

@@ -523,7 +523,7 @@ def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings
         Path("given.jsonl").write_text(
             "\n".join(json.dumps({"instruction": row["review"], "output": row["title"]}) for row in rows)
         )
-        changes |= {"../data/chat/train.jsonl": "given.jsonl", "num_train_epochs=3": "num_train_epochs=1"}
+        changes |= {"../data/chat/validation.jsonl": "given.jsonl", "num_train_epochs=3": "num_train_epochs=1"}
         space = take_home(notebook, changes)
         for part in ("train", "test"):
             Path(f"{part}.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in space[part]["talk"]))
