@@ -131,23 +131,22 @@ class Lab:
         )
         self.wait(f"window.ran && {NOTEBOOK}.sessionContext.session.kernel.status === 'idle'", seconds)
 
-    def run_new(self, source, seconds=60):
-        """Add a cell at the end and run it; its text outputs and the seconds until it was done."""
-        started = time.monotonic()
-        outputs = self.page.evaluate(
+    def run_new(self, source):
+        """Add a cell at the end and run it; its text outputs, and the seconds from Run until it was done."""
+        outputs, seconds = self.page.evaluate(
             f"""async source => {{
                 const commands = window.jupyterapp.commands, content = {NOTEBOOK}.content;
                 content.activeCellIndex = content.widgets.length - 1;
                 await commands.execute("notebook:insert-cell-below");
                 content.activeCell.model.sharedModel.setSource(source);
-                const cell = content.activeCell;
+                const cell = content.activeCell, started = performance.now();
                 await commands.execute("notebook:run-cell");
-                return cell.model.outputs.toJSON();
+                return [cell.model.outputs.toJSON(), (performance.now() - started) / 1000];
             }}""",
             source,
         )
         texts = [o.get("text") or o.get("evalue") or o.get("data", {}).get("text/plain", "") for o in outputs]
-        return "".join(texts), time.monotonic() - started
+        return "".join(texts), seconds
 
     def restart(self, seconds=60):
         """Restart the kernel, as one that was killed is."""
