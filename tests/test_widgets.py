@@ -164,7 +164,7 @@ def test_a_typed_number_is_exact_and_a_dragged_one_has_two_digits(panel):
     slider.value = 10**-3.5  # what the front end makes of what was typed
     assert text.value == 0.00031416
     slider.value = 10**-2.5
-    assert text.value == 0.0032
+    assert (text.value, slider.value) == (0.0032, 10**-2.5), "a dragged slider is not pushed"
 
 
 def test_every_control_has_a_label_and_a_tooltip(panel):
