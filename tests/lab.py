@@ -174,10 +174,12 @@ class Lab:
 
     def screenshot(self, file, whole=False):
         """Save what is seen; with `whole`, of a window as tall as the notebook."""
+        size = self.page.viewport_size
         if whole:
-            size = self.page.viewport_size
-            inside = "document.querySelector('.jp-Notebook .jp-WindowedPanel-viewport, .jp-Notebook')"
-            height = self.page.evaluate(f"() => {inside}.scrollHeight")
-            self.page.set_viewport_size({"width": size["width"], "height": min(height + 200, 12_000)})
+            parts = f"[...{NOTEBOOK}.node.querySelectorAll('.jp-Notebook, .jp-WindowedPanel-outer')]"
+            height = self.page.evaluate(f"() => Math.max(...{parts}.map(part => part.scrollHeight))")
+            self.page.set_viewport_size({"width": size["width"], "height": min(height + 200, 16_000)})
+            self.page.evaluate(f"() => {parts}.forEach(part => part.scrollTo(0, 0))")
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=file)
+        self.page.set_viewport_size(size)

@@ -2,7 +2,7 @@
 
 The panels are those of the notebooks; so that the tests stay short, copies of the notebooks hold only the cells that a
 panel stands on (those tagged `sweep`) and the cells of its section. Notebook 00 is run whole; with BROWSER_WHOLE=1 the
-others are too, which takes some ten minutes.
+others are too, and the panels of 03 to 06 are used as well, which takes some twenty minutes.
 """
 
 import json
@@ -19,6 +19,11 @@ from notebooks import NOTEBOOKS, tagged
 WHOLE = os.environ.get("BROWSER_WHOLE") == "1"
 SCREENSHOTS = lab.ROOT / ".build" / "screenshots"
 FIRST = "notebooks/00_start_here.ipynb"
+ENDS = {  # what a panel says when it is done
+    "tuning": re.compile("finished after"),
+    "fitting": re.compile("peak"),
+    "decoding": re.compile("ended by itself|cut at max_new_tokens"),
+}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200 if WHOLE else 300)]
 
 
@@ -102,6 +107,12 @@ def n_points(panel):
     return panel.evaluate(
         "panel => (panel.querySelector('polyline.train')?.getAttribute('points') || '').split(' ').length"
     )
+
+
+def n_rows(panel, number):
+    """Waits until the table of a panel has so many rows."""
+    script = "([panel, number]) => panel.querySelectorAll('tbody tr').length === number"
+    panel.page.wait_for_function(script, arg=[panel.element_handle(), number], timeout=60_000)
 
 
 def history(panel):
@@ -236,9 +247,35 @@ def test_decoding_by_hand(page, visit):
     type_into(panel, "temperature", "1.5")
     type_into(panel, "seed", "7")
     panel.get_by_role("button", name="Generate").click()
-    page.wait_for_function(
-        "panel => panel.querySelectorAll('tbody tr').length === 5", arg=panel.element_handle(), timeout=30_000
-    )
+    n_rows(panel, 5)
+    said(panel, ENDS["decoding"])
     assert "1.5" in panel.locator("tbody tr").first.inner_text()
     assert panel.locator("img").get_attribute("alt").startswith("next token: ")
     panel.screenshot(path=SCREENSHOTS / "decode.png")
+
+
+@pytest.mark.skipif(not WHOLE, reason="only with BROWSER_WHOLE=1")
+@pytest.mark.parametrize(
+    ("name", "buttons"),
+    [
+        ("03_full_fine_tuning", {"fitting": "Predict"}),
+        ("04_lora", {"tuning": "Start"}),
+        ("05_qlora", {"tuning": "Start", "fitting": "Predict"}),
+        ("06_multi_adapter", {"decoding": "Generate"}),
+    ],
+)
+def test_the_panels_of_the_other_notebooks(name, buttons, page, visit):
+    open_notebook(visit, None, name)
+    visit.screenshot(SCREENSHOTS / f"{name}.png", whole=True)
+    for kind, button in buttons.items():
+        panel = page.locator(f".{kind}-panel").first
+        rows = panel.locator("tbody tr").count()
+        if kind == "fitting":
+            type_into(panel, "batch", "2")
+            said(panel, re.compile(r", 2 x .* peak"))
+        panel.get_by_role("button", name=button, exact=True).click()
+        if kind != "fitting":
+            n_rows(panel, rows + 1)
+        said(panel, ENDS[kind])
+        assert panel.locator("[role=alert]").count() == 0
+        panel.screenshot(path=SCREENSHOTS / f"{name}_{kind}.png")

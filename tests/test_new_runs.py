@@ -161,3 +161,24 @@ def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
     assert "goes on from checkpoint-" in run(*launch, "train.py", cwd=folder)
     said = run(python, "predict.py", "A good kettle.", cwd=folder)
     assert json.loads(said)["predicted"] in ("negative", "neutral", "positive")
+
+
+@pytest.mark.parametrize(("kind", "method"), [("classification", "full"), ("decoder", "qlora")])
+def test_two_processes_train_as_one_with_batches_of_both(kind, method, projects):
+    """The same rows make each step, so the losses are those of one process; the run is kept once."""
+    folder, runs = projects / f"{kind} {method}", {}
+    for processes, rows in ((1, 4), (2, 2)):
+        text = (folder / "config.yaml").read_text().replace("runs/main", f"runs/of {processes}")
+        text, found = re.subn(r"(per_device_train_batch_size:).*", rf"\1 {rows}", text)
+        text, grouped = re.subn(r"(train_sampling_strategy:).*", r"\1 random", text)  # groups are of a process's rows
+        assert (found, grouped) == (1, 1)
+        (folder / f"of_{processes}.yaml").write_text(text)
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
+        command = [sys.executable, *torchrun, "--rdzv-endpoint", "localhost:0", "train.py", f"of_{processes}.yaml"]
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs[processes] = record.load(folder / "runs" / f"of {processes}.json")
+    one, two = runs[1], runs[2]
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    for name, value in one["metrics"].items():  # the Trainer weighs the losses of uneven last batches otherwise
+        assert two["metrics"][name] == pytest.approx(value, rel=0.02 if name.endswith("loss") else 1e-6), name
