@@ -20,7 +20,7 @@ import torch
 import transformers
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
-from test_house_rules import messages, run_alone, with_settings
+from test_take_home import messages, run_alone, with_settings
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EarlyStoppingCallback, TrainingArguments
 
 from helpers import checks, data, env, metrics, preflight
