@@ -1,13 +1,7 @@
-"""`make bench`: what padding costs, in classifying and in writing; what reading and checking a large file costs.
+"""What padding costs a classifier. `make bench` runs this file and all bench_*.py; they print, and assert nothing."""
 
-Prints, asserts nothing.
-"""
-
-import sys
 import time
 
-import bench_data
-import bench_generation
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -53,5 +47,3 @@ def padding(steps=3):
 if __name__ == "__main__":
     env.quiet()
     padding()
-    bench_generation.main()
-    bench_data.main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

@@ -27,7 +27,7 @@ RELEASE = os.environ.get("RELEASE") == "1"
 
 # ---- Files of several shapes ---------------------------------------------------------------------------------------
 
-PLAIN = "the box came on monday and i put it next to my old one before lunch".split()
+PLAIN = "the box came on monday and i put it next to my old one before lunch"
 CUES = {
     "spam": ["winner", "prize", "free", "cash", "claim", "click"],
     "ham": ["meeting", "tomorrow", "thanks", "report", "call", "train"],
@@ -39,9 +39,9 @@ CUES = {
 
 def text_about(kind, words, draw):
     """A text of so many words with a few that give its kind away, near its beginning."""
-    start = draw.choices(PLAIN, k=6) + draw.choices(CUES[kind], k=3)
+    start = draw.choices(PLAIN.split(), k=6) + draw.choices(CUES[kind], k=3)
     draw.shuffle(start)
-    return " ".join(start + draw.choices(PLAIN, k=words - len(start)))
+    return " ".join(start + draw.choices(PLAIN.split(), k=words - len(start)))
 
 
 def messages(path, draw, count=500):
