@@ -257,12 +257,12 @@ def test_a_cycle_is_caught():
         no_cycle({"a": "from helpers import b", "b": "from . import a"})
 
 
-def import_torch(modules):
+def import_torch(modules, folder=ROOT):
     """The first of these modules whose import, in this order in a fresh Python, brings torch; empty when none does."""
     code = "import sys"
     for module in modules:
         code += f"\nimport {module}\nif 'torch' in sys.modules: sys.exit('{module} imports torch')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     return done.stderr.strip()
 
 
@@ -270,8 +270,10 @@ def test_importing_helpers_does_not_import_torch():
     assert import_torch(f"helpers.{module}" for module in MODULES if module not in NEED_TORCH) == ""
 
 
-def test_an_import_of_torch_is_caught():
-    assert import_torch(["json", "torch"]) == "torch imports torch"
+def test_an_import_of_torch_is_caught(tmp_path):
+    (tmp_path / "torch.py").touch()  # this one is quick
+    (tmp_path / "heavy.py").write_text("import torch")
+    assert import_torch(["json", "heavy"], tmp_path) == "heavy imports torch"
 
 
 # ---- helpers: who uses it ------------------------------------------------------------------------------------------
