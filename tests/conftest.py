@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data" / "recipes")
 RELEASE = os.environ.get("RELEASE") == "1"
 SECONDS = {  # of a core, roughly, for the test files that take longest; those of a notebook are on record
     "test_new_runs.py": 120,
-    "test_take_home.py": 100,
+    "test_take_home.py": 110,
     "test_distributed.py": 90,
     "test_browser.py": 90,
     "test_sweeps.py": 60,
