@@ -119,59 +119,49 @@ def read(source, *, split=None):
     Taught in notebooks/01_classification.ipynb, "See the data".
     """
     if isinstance(source, (Dataset, DatasetDict)):
-        return _one_split(source, "the DatasetDict", split)
+        return _one_split(source, "the data", split)
     if not isinstance(source, (str, Path)):
         raise DataError(f"expected a path, a Hub id or a Dataset, got {type(source).__name__}.")
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_folder(path, split)
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)) and path.suffix.lower() not in FORMATS
-    if is_hub_id and not path.exists() and not path.parent.is_dir():
-        return _read_hub(str(source), split)
+    if path.is_dir() or (is_hub_id and not path.exists() and not path.parent.is_dir()):
+        return _one_split(_load(source, path), path.name, split)
     _check_file(path)
-    if split is not None:
-        raise DataError(f"{path.name}: a file is one split, so split={split!r} means nothing. Leave it out.")
     dataset = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_rows(path)
     if dataset.num_rows == 0:
         raise DataError(f"{path.name}: holds no rows. Add some, or check that it was saved whole.")
     dataset.file_name = path.name
-    return dataset
+    return _one_split(dataset, path.name, split)
+
+
+def _load(source, path):
+    """A folder that `save_to_disk` wrote, or a data set on the Hub."""
+    try:
+        with _no_progress_bars():
+            return datasets.load_from_disk(str(path)) if path.is_dir() else datasets.load_dataset(str(source))
+    except Exception as error:  # the library raises a dozen unrelated types here
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        cure = (
+            "Check the name on huggingface.co, the network, HF_HUB_OFFLINE and, for private data, `hf auth login`; or "
+            "download a file and pass its path."
+        )
+        if path.is_dir():
+            files = _names(sorted(file.name for file in path.iterdir() if file.suffix.lower() in FORMATS))
+            cure = f"Pass a folder written by save_to_disk, or a file{f': it holds {files}' if files else ''}."
+        raise DataError(f"{source}: could not be loaded ({reason}). {cure}") from error
 
 
 def _one_split(dataset, name, split):
-    if isinstance(dataset, Dataset):
-        if split is not None:
-            raise DataError(f"{name}: is one split already, so split={split!r} means nothing. Leave it out.")
+    if isinstance(dataset, Dataset) and split is None:
         return dataset
+    if isinstance(dataset, Dataset):
+        raise DataError(f"{name}: is one split already, so split={split!r} means nothing. Leave it out.")
     if split is None and len(dataset) == 1:
         return next(iter(dataset.values()))
     if split not in dataset:
         what = f"has no split {split!r}" if split is not None else "has several splits"
         raise DataError(f"{name}: {what}. Pass split= one of {_names(dataset)}.")
     return dataset[split]
-
-
-def _read_hub(name, split):
-    try:
-        with _no_progress_bars():
-            dataset = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the Hub's libraries raise a dozen unrelated types here
-        why = f"{type(error).__name__}: {_first_line(error)}"
-        raise DataError(
-            f"{name}: could not be loaded from the Hugging Face Hub ({why}). Check the name on huggingface.co, the "
-            "network, HF_HUB_OFFLINE and, for private data, `hf auth login`; or download a file and pass its path."
-        ) from error
-    return dataset if split else _one_split(dataset, name, None)
-
-
-def _read_folder(path, split):
-    try:
-        dataset = datasets.load_from_disk(str(path))
-    except Exception as error:
-        files = sorted(file.name for file in path.iterdir() if file.suffix.lower() in FORMATS)
-        hint = f"It holds {_names(files)}: read them one by one." if files else "Pass a file."
-        raise DataError(f"{path.name}: is a folder, but not one written by save_to_disk. {hint}") from error
-    return _one_split(dataset, path.name, split)
 
 
 def _check_file(path):
@@ -535,7 +525,8 @@ def _classes(problems, splits, label, labels):
             closest = _closest(value, keys, "closest")
             what = f"{label} {_short(value)} is not one of {_names(keys)}{source}{closest}"
             slips[value] = f"{what}. Correct it, or pass labels=[...]."
-        _note_slips(problems, where, rows, label, slips)
+        if slips or None in counts[where]:
+            _note_slips(problems, where, rows, label, slips)
     if len(trained) == 1 and not _is_list(feature):
         problems.add(first, f"every {label} is {_short(trained[0])}. A classifier needs two classes.")
     return names, {key: number for number, key in enumerate(keys)}
@@ -593,10 +584,10 @@ def _with_classes(rows, label, names, numbers):
         return rows
     classes = ClassLabel(names=names)
     features = Features(rows.features | {label: List(classes) if _is_list(feature) else classes})
-    type_ = features.arrow_schema.field(label).type
+    as_texts, type_ = _label_reader(feature), features.arrow_schema.field(label).type
 
     def encode(batch):
-        coded = [[numbers[value] for value in _texts(values, feature)] for values in batch[label].to_pylist()]
+        coded = [[numbers[text] for text in as_texts(value)] for value in batch[label].to_pylist()]
         coded = coded if _is_list(feature) else [number for (number,) in coded]
         return batch.set_column(batch.column_names.index(label), label, pa.array(coded, type_))
 
@@ -987,25 +978,25 @@ def _numbered(rows, *columns):
 
 def _labels(rows, label):
     """Yields the number of each row and the list of its labels as text: one, or the tags of its words."""
-    feature = rows.features[label]
-    return ((row, _texts(value, feature)) for row, (value,) in _numbered(rows, label))
+    as_texts = _label_reader(rows.features[label])
+    return ((row, as_texts(value)) for row, (value,) in _numbered(rows, label))
 
 
-def _texts(value, feature):
-    """A label, or a list of tags, as a list of texts; None stands for one that is missing."""
-    names = _class_names(feature)
-    values = (value or []) if _is_list(feature) else [value]
-    if names is not None:
-        return [names[number] if number is not None and 0 <= number < len(names) else None for number in values]
-    return [_label_text(value) for value in values]
+def _label_reader(feature):
+    """The function that makes a list of texts of a label or of a list of tags; None stands for one that is missing."""
+    names, many = _class_names(feature), _is_list(feature)
 
+    @functools.lru_cache(MOST_CLASSES)
+    def as_text(value):
+        if names is not None:
+            return names[value] if value is not None and 0 <= value < len(names) else None
+        if isinstance(value, float):  # pandas makes floats of whole numbers where some are missing
+            value = None if not math.isfinite(value) else int(value) if value.is_integer() else value
+        if value is None or not str(value).strip():
+            return None
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
-def _label_text(value):
-    if isinstance(value, str):
-        return value if value.strip() else None
-    if isinstance(value, float):  # pandas makes floats of whole numbers where some are missing
-        value = None if not math.isfinite(value) else int(value) if value.is_integer() else value
-    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return lambda value: [as_text(item) for item in value or ()] if many else [as_text(value)]
 
 
 def _label_counts(rows, label):

@@ -18,24 +18,7 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
-from .data import (
-    SHOWN,
-    DataError,
-    Problems,
-    _check_pairs,
-    _columns,
-    _each,
-    _fields,
-    _file_name,
-    _filled,
-    _first_line,
-    _kind,
-    _map,
-    _numbered,
-    _single,
-    _splits,
-    to_messages,
-)
+from . import data
 
 
 def tokenize(dataset, tokenizer, *, text="text", label="label", max_length=None):
@@ -55,13 +38,13 @@ def tokenize(dataset, tokenizer, *, text="text", label="label", max_length=None)
 
     Taught in notebooks/01_classification.ipynb, "What it has to beat".
     """
-    columns, limit = _columns(text), _limit(tokenizer, max_length)
+    columns, limit = data._columns(text), _limit(tokenizer, max_length)
 
     def encode(batch):
         encoded = tokenizer(*[batch[c] for c in columns], truncation=limit is not None, max_length=limit)
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    return _each(dataset, lambda rows: _map_labelled(rows, encode, columns, label))
+    return data._each(dataset, lambda rows: _map_labelled(rows, encode, columns, label))
 
 
 def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length=None):
@@ -81,7 +64,7 @@ def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length
     """
     limit = _limit(tokenizer, max_length)
     if not tokenizer.is_fast:
-        raise DataError(f"{type(tokenizer).__name__} cannot say which word a token is of. Use a fast tokenizer.")
+        raise data.DataError(f"{type(tokenizer).__name__} cannot say which word a token is of. Use a fast tokenizer.")
 
     def encode(batch):
         encoded = tokenizer(batch[tokens], is_split_into_words=True, truncation=limit is not None, max_length=limit)
@@ -92,18 +75,20 @@ def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length
             labels.append([word_tags[word] if first else -100 for word, first in zip(words, is_first, strict=True)])
         return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    return _each(dataset, lambda rows: _map_labelled(rows, encode, [tokens], tags))
+    return data._each(dataset, lambda rows: _map_labelled(rows, encode, [tokens], tags))
 
 
 def _map_labelled(rows, encode, columns, label):
     """The encoded columns, with the labels under the name that the Trainer expects."""
-    _single(rows, [*columns, *filter(None, [label])])
+    data._single(rows, [*columns, *filter(None, [label])])
     selected = rows.with_format(None).select_columns([*columns, *filter(None, [label])])
     if label:
-        if re.search("string", _kind(rows.features[label])):
-            raise DataError(f'{_file_name(rows)}: column "{label}" is text. Pass the data through data.check first.')
+        if re.search("string", data._kind(rows.features[label])):
+            raise data.DataError(
+                f'{data._file_name(rows)}: column "{label}" is text. Pass the data through data.check first.'
+            )
         selected = selected.rename_column(label, "labels") if label != "labels" else selected
-    return _map(selected, encode, remove_columns=columns)
+    return data._map(selected, encode, remove_columns=columns)
 
 
 def _limit(tokenizer, max_length):
@@ -166,7 +151,7 @@ def lengths(dataset, tokenizer=None, *, text="text", max_length=512, batch_size=
 
     Taught in notebooks/01_classification.ipynb, "Round 1: how much of the work is padding?".
     """
-    counts = _token_counts(dataset, tokenizer, _columns(text))
+    counts = _token_counts(dataset, tokenizer, data._columns(text))
     cut = np.minimum(counts, max_length)
     shuffled = np.random.default_rng(seed).permutation(cut)
     together = max(1, min(len(cut) // (4 * batch_size), 50)) * batch_size
@@ -184,14 +169,14 @@ def lengths(dataset, tokenizer=None, *, text="text", max_length=512, batch_size=
 
 def _token_counts(dataset, tokenizer, columns):
     if tokenizer is not None:
-        _single(dataset, columns)
+        data._single(dataset, columns)
         batches = dataset.with_format(None).select_columns(columns).iter(1000)
         encoded = (tokenizer(*[batch[c] for c in columns], truncation=False, verbose=False) for batch in batches)
         return np.array([len(ids) for batch in encoded for ids in batch["input_ids"]])
-    if "length" in _single(dataset).column_names:
-        return np.array([length for _, (length,) in _numbered(dataset, "length")])
-    _single(dataset, ["input_ids"])
-    return np.array([len(ids) for _, (ids,) in _numbered(dataset, "input_ids")])
+    if "length" in data._single(dataset).column_names:
+        return np.array([length for _, (length,) in data._numbered(dataset, "length")])
+    data._single(dataset, ["input_ids"])
+    return np.array([len(ids) for _, (ids,) in data._numbered(dataset, "input_ids")])
 
 
 # ---- Texts to write ----------------------------------------------------------------------------------
@@ -201,11 +186,11 @@ def tokenize_chat(dataset, tokenizer, *, max_length=None, too_long="error"):
     """Turns conversations into token ids, with labels on the assistant's turns and -100 on all other tokens.
 
     The tokenizer's own chat template writes them, the same that `apply_chat_template` uses when the model is asked, so
-    there is one begin token. Where the answers are is said by the `{% generation %}` marks of the template, or found by
-    comparing the conversation with what it is before each answer. The token that ends an answer counts too: from it
-    the model learns to stop. Returns `input_ids`, `attention_mask`, `labels`, `length`; nothing is padded:
-    `DataCollatorForSeq2Seq(tokenizer)` pads a batch, labels with -100. `max_length` never cuts an answer: longer rows
-    are an error, or left out by `too_long="drop"` (compare `num_rows`).
+    there is one begin token. An answer is what it adds to the conversation before it; where the template writes the
+    earlier turns in another way then, its `{% generation %}` marks say where the answers are. The token that ends an
+    answer counts too: from it the model learns to stop. Returns `input_ids`, `attention_mask`, `labels`, `length`;
+    nothing is padded: `DataCollatorForSeq2Seq(tokenizer)` pads a batch, labels with -100. `max_length` never cuts an
+    answer: longer rows are an error, or left out by `too_long="drop"` (compare `num_rows`).
 
     Raises `DataError` for what `to_messages` would refuse, for a tokenizer without a chat template, for one that pads
     with the token that ends an answer, and for rows in which the template does not show where an answer starts.
@@ -217,7 +202,7 @@ def tokenize_chat(dataset, tokenizer, *, max_length=None, too_long="error"):
     >>> tokenizer.chat_template = (
     ...     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
     ...     "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-    >>> rows = to_messages(Dataset.from_dict({"instruction": ["Is it good?"], "output": ["Very good."]}))
+    >>> rows = data.to_messages(Dataset.from_dict({"instruction": ["Is it good?"], "output": ["Very good."]}))
     >>> examples = tokenize_chat(rows, tokenizer)
     >>> preview(examples[0], tokenizer)
     <|user|> is it good? <|end|> <|assistant|>[[ very good. <|end|>]]
@@ -226,18 +211,19 @@ def tokenize_chat(dataset, tokenizer, *, max_length=None, too_long="error"):
     Taught in notebooks/02_generation.ipynb, "Round 1: which tokens count".
     """
     if not tokenizer.chat_template:
-        raise DataError(
+        raise data.DataError(
             f"this {type(tokenizer).__name__} has no chat template: it is of a base model, or of an encoder-decoder "
             "(use text.tokenize_pairs). Set tokenizer.chat_template before training, and save it with the model."
         )
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     encode = functools.partial(_chat_examples, tokenizer, added | set(tokenizer.all_special_ids))
-    return _examples(to_messages(dataset), ["messages"], encode, _limit(tokenizer, max_length), too_long)
+    return _examples(data.to_messages(dataset), ["messages"], encode, _limit(tokenizer, max_length), too_long)
 
 
 REWRITTEN = (
     "the chat template writes a conversation in another way once an answer is added, so where the answer starts is not "
-    "known. Use a template that only appends, and contents without white space around them"
+    "known. Use a template that only appends, or that marks answers with {% generation %}, and contents without white "
+    "space around them"
 )
 MASKED = "all labels are masked: the template writes nothing of an answer, so nothing would be learnt. Correct it"
 ENDLESS = "no special token ends the answer, so the model would never learn to stop. End it in the chat template"
@@ -245,9 +231,8 @@ ENDLESS = "no special token ends the answer, so the model would never learn to s
 
 def _chat_examples(tokenizer, special, batch):
     """Yields for each conversation its example, and what is wrong with it."""
-    conversations = batch["messages"]
-    answers = _marked_answers(tokenizer, special, conversations) or _added_answers(tokenizer, conversations)
-    for ids, spans in answers:
+    for messages, (ids, spans) in zip(batch["messages"], _added_answers(tokenizer, batch["messages"]), strict=True):
+        spans = _marked_answers(tokenizer, messages) if spans is None else spans
         labels, problem = [-100] * len(ids), REWRITTEN if spans is None else None
         for start, end in spans or []:
             # Some templates go on after the end token, with a new line: nobody generates that far.
@@ -255,7 +240,7 @@ def _chat_examples(tokenizer, special, batch):
             if stop is None:
                 problem = MASKED if start == end else ENDLESS
             elif ids[stop - 1] == tokenizer.pad_token_id:
-                raise DataError(
+                raise data.DataError(
                     f'the token "{tokenizer.pad_token}" ends an answer and is the pad token too: what masks the '
                     "padding would mask the end of each answer, and the model would never learn to stop. Set "
                     "tokenizer.pad_token to a token of its own."
@@ -265,26 +250,11 @@ def _chat_examples(tokenizer, special, batch):
         yield _example(ids, labels), problem
 
 
-def _marked_answers(tokenizer, special, conversations):
-    """[(token ids, [(start, end) of each answer])] by the template's {% generation %} marks.
-
-    None where it has no marks, or they do not hold each answer with the token that ends it.
-    """
-    if not tokenizer.is_fast or not re.search(r"{%-?\s*generation\b", tokenizer.get_chat_template()):
-        return None
-    encoded, results = _apply_template(tokenizer, conversations, return_assistant_tokens_mask=True), []
-    for ids, mask, messages in zip(encoded["input_ids"], encoded["assistant_masks"], conversations, strict=True):
-        edges = np.flatnonzero(np.diff([0, *mask, 0])).tolist()
-        spans = list(zip(edges[::2], edges[1::2], strict=True))
-        n_answers = sum(message["role"] == "assistant" for message in messages)
-        if len(spans) != n_answers or not all(special.intersection(ids[start:end]) for start, end in spans):
-            return None
-        results.append((ids, spans))
-    return results
-
-
 def _added_answers(tokenizer, conversations):
-    """The same by what each answer adds to the conversation before it; no spans where it changes what was before."""
+    """Each conversation's token ids and the (start, end) of each answer: what it adds to the conversation before it.
+
+    Instead of the answers there is None where the template writes what was before in another way.
+    """
     turns = [
         (row, i)
         for row, messages in enumerate(conversations)
@@ -304,6 +274,23 @@ def _added_answers(tokenizer, conversations):
     return [(ids, spans[row]) for row, ids in whole.items()]
 
 
+def _marked_answers(tokenizer, messages):
+    """The (start, end) of each answer by the template's {% generation %} marks; None where it has none.
+
+    Only a second choice: `transformers` finds the tokens by their characters, which some tokenizers place wrongly (a
+    token that says "upper case" has no character of its own). So None too where a whole answer is not in its tokens.
+    """
+    if not tokenizer.is_fast or not re.search(r"{%-?\s*generation\b", tokenizer.get_chat_template()):
+        return None
+    encoded = _apply_template(tokenizer, [messages], return_assistant_tokens_mask=True)
+    ids, edges = encoded["input_ids"][0], np.flatnonzero(np.diff([0, *encoded["assistant_masks"][0], 0])).tolist()
+    spans = list(zip(edges[::2], edges[1::2], strict=True))
+    answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    written = [tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) for start, end in spans]
+    exact = len(spans) == len(answers) and all(map(str.__contains__, written, answers))
+    return spans if exact else None
+
+
 def _apply_template(tokenizer, conversations, **options):
     from jinja2 import TemplateError
 
@@ -312,8 +299,9 @@ def _apply_template(tokenizer, conversations, **options):
             conversations, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}, **options
         )
     except TemplateError as error:
-        raise DataError(
-            f"the chat template refuses a conversation ({_first_line(error)}). Change the messages, or the template."
+        reason = data._first_line(error)
+        raise data.DataError(
+            f"the chat template refuses a conversation ({reason}). Change the messages, or the template."
         ) from None
 
 
@@ -324,8 +312,8 @@ def _example(ids, labels):
 def _examples(dataset, columns, encode, limit, too_long):
     """The examples of each split; raises for wrong rows, and for long ones where they are not to be dropped."""
     if too_long not in ("error", "drop"):
-        raise DataError(f'too_long={too_long!r} is not known. Pass "error" or "drop".')
-    problems, splits = Problems(), _splits(dataset)
+        raise data.DataError(f'too_long={too_long!r} is not known. Pass "error" or "drop".')
+    problems, splits = data.Problems(), data._splits(dataset)
     results = {
         where: _split_examples(problems, where, rows, columns, encode, limit, too_long)
         for where, rows in splits.items()
@@ -348,9 +336,11 @@ def _split_examples(problems, where, rows, columns, encode, limit, too_long):
             examples.append(example)
         return {name: [example[name] for example in examples] for name in examples[0]}
 
-    examples = _map(rows.with_format(None).select_columns(columns), checked, remove_columns=columns, with_indices=True)
+    examples = data._map(
+        rows.with_format(None).select_columns(columns), checked, remove_columns=columns, with_indices=True
+    )
     if long and (too_long == "error" or len(long) == rows.num_rows):
-        counts = ", ".join(map(str, list(long.values())[:SHOWN])) + (", ..." if len(long) > SHOWN else "")
+        counts = ", ".join(map(str, list(long.values())[: data.SHOWN])) + (", ..." if len(long) > data.SHOWN else "")
         for row in long:
             problems.add(
                 where,
@@ -381,16 +371,18 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
     Taught in notebooks/02_generation.ipynb, "Round 4: two architectures, the same titles".
     """
     if tokenizer.eos_token_id is None:
-        raise DataError("this tokenizer has no end token: the model could not learn to stop. Set tokenizer.eos_token.")
-    splits, problems = _splits(dataset), Problems()
+        raise data.DataError(
+            "this tokenizer has no end token: the model could not learn to stop. Set tokenizer.eos_token."
+        )
+    splits, problems = data._splits(dataset), data.Problems()
     for where, rows in splits.items():
-        _check_pairs(problems, where, rows, source, target)
+        data._check_pairs(problems, where, rows, source, target)
     problems.raise_all(", ".join(splits))
-    columns, end = [*_fields(source), target], tokenizer.eos_token_id
+    columns, end = [*data._fields(source), target], tokenizer.eos_token_id
 
     def encode(batch):
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        sources, targets = [_filled(source, row) for row in rows], [row[target] for row in rows]
+        sources, targets = [data._filled(source, row) for row in rows], [row[target] for row in rows]
         encoded = tokenizer(sources, text_target=targets, truncation=False, verbose=False)
         for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
             yield _example(ids, labels if labels[-1:] == [end] else [*labels, end]), None

@@ -268,6 +268,56 @@ def test_the_prompt_in_training_is_the_prompt_in_inference(tokenizer):
         assert example["labels"][n:] == example["input_ids"][n:]
 
 
+# What the templates of known families write around a message; a test tokenizer has other special tokens.
+FAMILIES = {
+    "ChatML": "{{ '<|user|>' + m.role + '\n' + m.content + '<|end|>\n' }}",
+    "Llama 3": "{{ '<|user|>' + m.role + '<|system|>\n\n' + m.content.strip() + '<|end|>' }}",
+    "Mistral": "{% if m.role == 'user' %}{{ '<|user|> ' + m.content + '<|system|>' }}{% elif m.role == 'system' %}"
+    "{{ m.content + '\n' }}{% else %}{{ ' ' + m.content + '<|end|>' }}{% endif %}",
+    "Gemma": "{{ '<|user|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content + '<|end|>\n' }}",
+}
+ASKS = {
+    "ChatML": "<|user|>assistant\n",
+    "Llama 3": "<|user|>assistant<|system|>\n\n",
+    "Mistral": "",
+    "Gemma": "<|user|>model\n",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_templates_as_known_families_write_them(tokenizer, family):
+    template = (
+        f"<|begin|>{{% for m in messages %}}{FAMILIES[family]}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{ASKS[family]}{{% endif %}}"
+    )
+    used = with_template(tokenizer, template)
+    messages = talk("Which lamp is red?", "The old lamp.", "Why?", "It is 12.", system="Be good.")
+    example = text.tokenize_chat(chats(messages), used)[0]
+    answers = used.decode(counted(example)).split("<|end|>")
+    assert [answer.strip() for answer in answers] == ["The old lamp.", "It is 12.", ""]
+
+
+def thinking(answer):
+    """A template that writes the last answer in another way than those before it, as those of reasoning models do."""
+    return (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}"
+        "{% if loop.last %}{{ 'think' }}{% endif %}" + answer + "{% else %}{{ m.content + '<|end|>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+
+
+def test_marks_say_where_answers_are_when_the_conversation_is_rewritten(tokenizer):
+    marked = with_template(tokenizer, thinking("{% generation %}{{ m.content + '<|end|>\\n' }}{% endgeneration %}"))
+    rows = chats(talk("Which lamp?", "red", "Why? ñ", "good 😀, 12."), talk("box?", "blue"))
+    examples = text.tokenize_chat(rows, marked)
+    written = [tokenizer.decode(counted(example)).replace("<|end|> ", "<|end|>").strip() for example in examples]
+    assert written == ["red<|end|>good 😀, 12.<|end|>", "thinkblue<|end|>"]
+    # This tokenizer writes a capital as a token of its own, which the library's mask leaves out.
+    refused(lambda: text.tokenize_chat(chats(talk("a", "Red", "b", "Blue")), marked), "row 1: ", "{% generation %}")
+    endless = with_template(tokenizer, thinking("{% generation %}{{ m.content }}{% endgeneration %}{{ '<|end|>' }}"))
+    refused(lambda: text.tokenize_chat(rows, endless), "row 1: no special token ends the answer")
+
+
 def test_what_a_template_writes_behind_the_end_does_not_count(tokenizer):
     example = text.tokenize_chat(chats(talk("a lamp", "a box", "a book", "red")), with_template(tokenizer, CHATML))[0]
     assert tokenizer.decode(counted(example)) == "a box<|end|>red<|end|>"
