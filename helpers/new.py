@@ -305,7 +305,8 @@ def _checked(task, rows, columns, labels):
 
         found = _each(found, lambda part: part.cast_column(columns[wanted], ClassLabel(names=list(words.values()))))
         return found, columns[read], ["", f"Labels: {', '.join(f'{n} is {word}' for n, word in words.items())}."]
-    seen = {row["class"] for row in tables.class_balance(found, label=columns[wanted]) if row["count"]}
+    balance = tables.class_balance(found, label=columns[wanted])
+    seen = set(balance[balance["count"] > 0].index.get_level_values("class"))
     unseen = [str(name) for name in labels or [] if str(name) not in seen]
     if unseen:
         raise ValueError(f"no row has the label {', '.join(unseen)}; the data have {', '.join(sorted(seen))}.")

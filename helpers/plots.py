@@ -173,7 +173,7 @@ def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
     """Token counts of the rows, with the mean, the longest and, as a dashed line, where rows are cut.
 
     `waste` is the share of the tokens that is padding, or a dict of such shares by way to pad, as in
-    `data.lengths(...).waste`: it is the title when you give none.
+    `text.lengths(...).waste`: it is the title when you give none.
 
     >>> ax = lengths([5, 7, 9, 30], max_length=16, waste={"to max_length": 0.5, "to the longest": 0.25})
     >>> ax.get_title(loc="left")

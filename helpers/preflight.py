@@ -318,13 +318,13 @@ def _vocabulary(f):
 def _labels(f):
     rows = [label if isinstance(label, list) else [label] for label in f.labels]
     if not rows and "labels" not in f.batches[0][1]:
-        return "error", "labels", "the rows have no column labels, so there is no loss. Add it: data.tokenize does."
+        return "error", "labels", "the rows have no column labels, so there is no loss. Add it: text.tokenize does."
     n = f.base.get_input_embeddings().weight.shape[0] if f.writes else f.config.num_labels
     empty = [i for i, labels in enumerate(rows, 1) if all(label == IGNORED for label in labels)]
     if len(empty) > len(rows) / 10:
         return "error", "nothing counts", (
             f"in {len(empty)} of {len(rows)} rows (the first is row {empty[0]}) every label is -100: nothing counts, "
-            "nothing is learned. Look at one with data.preview: the mask does not find the answer in the text."
+            "nothing is learned. Look at one with text.preview: the mask does not find the answer in the text."
         )  # fmt: skip
     if f.config.problem_type in ("regression", "multi_label_classification") or (n == 1 and not f.writes):
         return None
@@ -439,7 +439,7 @@ def _template(f):
     if len(plain) > len(answers) / 2:
         return "error", "template", (
             f'{len(plain)} of {len(answers)} rows have no "{f.tokenizer.decode(opening)}" (row {plain[0]}): they are '
-            "not in the chat template that prompts will be in. Use one form for both: data.tokenize_chat."
+            "not in the chat template that prompts will be in. Use one form for both: text.tokenize_chat."
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from helpers import data, env
+from helpers import data, env, text
 
 
 def training_rows_per_second(examples, collator, *, grouped, steps, batch_size=16):
@@ -35,7 +35,7 @@ def training_rows_per_second(examples, collator, *, grouped, steps, batch_size=1
 def padding(steps=3):
     tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"))
     rows = data.check(data.read(env.DATA / "support" / "train.jsonl"), label="intent")
-    examples = data.tokenize(rows, tokenizer, label="intent")
+    examples = text.tokenize(rows, tokenizer, label="intent")
     to_512 = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=512)
     slow = training_rows_per_second(examples, to_512, grouped=False, steps=steps)
     fast = training_rows_per_second(examples, DataCollatorWithPadding(tokenizer), grouped=True, steps=20 * steps)

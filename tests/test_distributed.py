@@ -22,7 +22,7 @@ import nbformat
 import pytest
 from test_take_home import messages, printed_accuracy, take_home, written
 
-from helpers import data, env
+from helpers import data, env, text
 from notebooks import NOTEBOOKS
 
 NOTEBOOK = NOTEBOOKS / "09_beyond_one_machine.ipynb"
@@ -76,7 +76,7 @@ def titles(part, count):
 
     rows = data.read(env.DATA / "titles" / f"{part}.json").select(range(count))
     talks = data.to_messages(rows, prompt="{review} What is its title?", answer="title")
-    examples = data.tokenize_chat(talks, AutoTokenizer.from_pretrained(MODEL))
+    examples = text.tokenize_chat(talks, AutoTokenizer.from_pretrained(MODEL))
     return examples.select_columns(["input_ids", "attention_mask", "labels"])
 
 

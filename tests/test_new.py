@@ -541,20 +541,20 @@ def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings
 
 @pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
 def test_the_examples_are_those_of_helpers_data(kind, kinds):
-    from helpers import data
+    from helpers import data, text
 
     train = kinds(kind)
     tokenizer, rows = train.load_tokenizer(train.read_config()), train.read_rows("data/train.jsonl")
     found = Dataset.from_list(rows)
     if kind == "decoder":  # with several turns
-        wanted = data.tokenize_chat(found, tokenizer)
+        wanted = text.tokenize_chat(found, tokenizer)
         assert max(len(row["messages"]) for row in rows) > 3
     elif kind == "seq2seq":
         pairs = [{"asked": row["messages"][0]["content"], "said": row["messages"][1]["content"]} for row in rows]
-        wanted = data.tokenize_pairs(Dataset.from_list(pairs), tokenizer, source="asked", target="said")
+        wanted = text.tokenize_pairs(Dataset.from_list(pairs), tokenizer, source="asked", target="said")
     else:
         found = data.check_tokens(found, labels=train.read_config()["data"]["labels"], duplicates="ignore")
-        wanted = data.align_labels(found, tokenizer)
+        wanted = text.align_labels(found, tokenizer)
     made = train.encode(rows, tokenizer, train.read_config())
     for name in ("input_ids", "attention_mask", "labels"):
         assert [example[name] for example in made] == wanted[name][:]

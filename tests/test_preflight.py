@@ -23,7 +23,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from test_take_home import messages, run_alone, with_settings
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, EarlyStoppingCallback, TrainingArguments
 
-from helpers import checks, data, env, metrics, preflight
+from helpers import checks, data, env, metrics, preflight, text
 from notebooks import NOTEBOOKS, code_cells, tagged
 
 ENCODER, DECODER = env.model_path("tiny-encoder"), env.model_path("tiny-decoder")
@@ -40,14 +40,14 @@ def tokenizer(path):
 @functools.cache
 def reviews(part):
     rows = data.check({name: data.read(env.DATA / "reviews" / f"{name}.csv") for name in ("train", "validation")})[part]
-    return data.tokenize(rows.select(range(160 if part == "train" else 60)), tokenizer(ENCODER))
+    return text.tokenize(rows.select(range(160 if part == "train" else 60)), tokenizer(ENCODER))
 
 
 @functools.cache
 def titles(part="train"):
     rows = data.read(env.DATA / "titles" / f"{part}.json").select(range(80))
     talks = data.to_messages(rows, prompt="{review} What is its title?", answer="title")
-    return data.tokenize_chat(talks, tokenizer(DECODER))
+    return text.tokenize_chat(talks, tokenizer(DECODER))
 
 
 def classifier(**options):
