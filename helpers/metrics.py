@@ -510,11 +510,11 @@ def _class_ids(evaluation):
 
 def _seeds(metric, side):
     """The runs of one side, one for each seed, from one run or a list of runs."""
-    side = _listed(side)
-    first = side[0] if side else None
+    runs = [side] if isinstance(side, str) else _listed(side)
+    rows = runs[0] if runs and _kind(runs[0]) == "list" else []
     rows_are_lists = metric in ENTITY_METRICS
-    runs = _kind(first) == "list" and (not rows_are_lists or any(_kind(row) == "list" for row in first))
-    return side if runs else [side]
+    several = any(_kind(row) == "list" for row in rows) if rows_are_lists else len(rows)
+    return runs if several else [side]
 
 
 def _listed(values):

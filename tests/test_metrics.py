@@ -171,8 +171,8 @@ def test_errors_of_metric():
         with pytest.raises(ValueError, match=message):
             accuracy.compute(**inputs)
     assert accuracy.compute(predictions=[0], references=[0]) == {"accuracy": 1.0}  # no error left a trace
-    with pytest.raises(ValueError, match=r'unknown metric "f1" \(closest: f1_macro\)'):
-        metrics.Metric("f1")
+    with pytest.raises(ValueError, match=r'unknown metric "acuracy" \(closest: accuracy\)'):
+        metrics.Metric("acuracy")
 
 
 def test_errors_of_intervals():
@@ -198,8 +198,11 @@ def test_interval_is_reproducible():
     tags = random_tags(3, sentences=600)
     for name, inputs in [(n, (predictions, references)) for n in metrics.CLASS_METRICS] + [("entity_f1", tags)]:
         first = metrics.interval(name, *inputs)
-        assert first == metrics.interval(name, *inputs) != metrics.interval(name, *inputs, seed=1)
+        assert first == metrics.interval(name, *inputs)
         assert first.low < first.value < first.high
+    assert metrics.interval("f1_macro", predictions, references, seed=1) != metrics.interval(
+        "f1_macro", predictions, references
+    )
 
 
 def drawn_row_by_row(name, predictions, references, n=400):
@@ -255,16 +258,15 @@ def right(rng, share, rows):
     return (rng.random(rows) < share).astype(int)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1_macro", "entity_f1", "token_f1", "bleu"])
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro", "entity_f1", "bleu"])
 def test_compare_by_hand(name):
     """The same as scoring both sides on rows and seeds that are drawn one by one."""
-    tags = np.array(["O", "B-PER", "B-LOC"])
     rng = np.random.default_rng(0)
-    kind = {"entity_f1": lambda ids: [[str(tags[i])] for i in ids], "token_f1": lambda ids: [f"w{i} x" for i in ids]}
-    kind |= {"bleu": lambda ids: [f"a b c d e {i}" for i in ids]}
+    tags = ["O", "B-PER", "B-LOC"]
+    kind = {"entity_f1": lambda ids: [[tags[i]] for i in ids], "bleu": lambda ids: [f"a b c d e {i}" for i in ids]}
     shape = kind.get(name, list)
-    references = shape(rng.integers(3, size=80))
-    sides = [[shape(rng.integers(3, size=80)) for _ in range(3)] for _ in range(2)]
+    references = shape(rng.integers(3, size=40))
+    sides = [[shape(rng.integers(3, size=40)) for _ in range(2)] for _ in range(2)]
     points = 1 if name == "bleu" else 100
 
     def ahead(seeds, rows):
@@ -273,14 +275,13 @@ def test_compare_by_hand(name):
 
         return points * (np.mean(scores(sides[0])) - np.mean(scores(sides[1])))
 
-    result = metrics.compare(name, *sides, references, n=2000)
-    assert result.points == pytest.approx(ahead(range(3), range(80)))
-    drawn = [ahead(rng.integers(3, size=3), rng.integers(80, size=80)) for _ in range(300)]
+    result = metrics.compare(name, *sides, references)
+    assert result.points == pytest.approx(ahead(range(2), range(40)))
+    drawn = [ahead(rng.integers(2, size=2), rng.integers(40, size=40)) for _ in range(60 if name == "bleu" else 250)]
     width = result.high - result.low
-    assert result[1:3] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.15 * width)
-    assert (result.seeds, result.rows) == (3, 80)
-    reverse = metrics.compare(name, *sides[::-1], references, n=2000)
-    assert reverse[:3] == pytest.approx((-result.points, -result.high, -result.low))
+    assert result[1:3] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.2 * width)
+    assert (result.seeds, result.rows) == (2, 40)
+    assert metrics.compare(name, *sides[::-1], references).points == pytest.approx(-result.points)
 
 
 def test_compare_known_cases():
@@ -292,7 +293,7 @@ def test_compare_known_cases():
     # Both err on the same rows: nothing but the difference varies.
     worse = runs[0].copy()
     worse[np.flatnonzero(worse)[:1]] = 0
-    assert metrics.compare("accuracy", runs[0], worse, references)[:2] == (2, 0)
+    assert metrics.compare("accuracy", runs[0], worse, references)[:2] == pytest.approx((2, 0))
     # Copies of a run are no more evidence than the run.
     once = metrics.compare("accuracy", runs[0], runs[1], references)
     assert metrics.compare("accuracy", [runs[0]] * 5, [runs[1]] * 5, references)[:3] == once[:3]
@@ -325,7 +326,7 @@ def test_compare_is_the_paired_bootstrap_of_scipy_for_one_seed():
     assert result.high - result.low < 100 * sum(interval.high - interval.low for interval in alone) / 2
 
 
-@pytest.mark.parametrize(("seeds", "sd_of_seeds"), [(1, 0.0), (3, 0.1), (10, 0.2)])
+@pytest.mark.parametrize(("seeds", "sd_of_seeds"), [(1, 0.0), (3, 0.1), (6, 0.2)])
 def test_compare_covers_the_truth(seeds, sd_of_seeds):
     """Rows are easy or hard for each side, seeds are better or worse: about 95 % of the intervals hold the truth."""
     from scipy.stats import norm
