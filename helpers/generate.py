@@ -102,7 +102,6 @@ def _ids(model, tokenizer, prompt, number):
 def _generated(model, tokenizer, inputs, generation):
     """The new token ids of each input of one batch."""
     import torch
-
     from torch.nn.utils.rnn import pad_sequence
 
     # A decoder goes on after the last place, so that has to be the prompt's last token: padding goes in front.
