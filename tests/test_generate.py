@@ -190,18 +190,18 @@ def test_compare():
         before=["Red", " a  lamp\n"],
         after=["red", "x" * 100],
     )
-    assert [list(row) for row in table] == [["prompt", "reference", "before", "after"]] * 2
-    assert [row["before"] for row in table] == ["✗ Red", "✓ a lamp"]
-    assert table[0]["after"] == "✓ red"
-    assert table[0]["prompt"].endswith("Which colour?")
-    assert table[0]["prompt"].startswith("The passage")
-    assert max(len(cell) for row in table for cell in row.values()) <= generate.SHOWN + 2
-    assert len(table[1]["after"]) > 50
-    assert table[1]["prompt"] == "What <b>?"
+    assert list(table) == ["prompt", "reference", "before", "after"]
+    assert table["before"].tolist() == ["✗ Red", "✓ a lamp"]
+    assert table["after"][0] == "✓ red"
+    assert table["prompt"][0].endswith("Which colour?")
+    assert table["prompt"][0].startswith("The passage")
+    assert table.map(len).max().max() <= generate.SHOWN + 2
+    assert len(table["after"][1]) > 50
+    assert table["prompt"][1] == "What <b>?"
     assert "What &lt;b&gt;?" in table._repr_html_()
     assert "| ✗ Red " in str(table)
 
 
 def test_errors_of_compare():
-    refused(lambda: generate.compare(["a"], ["b", "c"], now=["d"]), "1 prompts, 2 references, 1 now")
+    refused(lambda: generate.compare(["a"], ["b", "c"], now=["d"]), "1 prompt, 2 reference, 1 now")
     refused(lambda: generate.compare(["a"], ["b"], prompt=["d"]), '"prompt"', "another name")

@@ -77,7 +77,7 @@ def test_a_run_becomes_a_record_and_a_row_of_the_history(panel):
     assert panel.best("eval_loss", highest=False) == run["metrics"]["eval_loss"]
     assert "0.002" in panel.history.value
     assert "polyline" in panel.picture.value
-    assert [row["name"] for row in panel.table()] == ["run"]
+    assert panel.table()["name"].tolist() == ["run"]
 
 
 def test_stop_ends_a_run_within_a_second_and_leaves_a_model_and_a_record(panel):
@@ -334,7 +334,7 @@ def test_answers_stand_beside_what_made_them(writer):
     greedy, one, two, again = (run["answer"] for run in panel.answers)
     assert one == again
     assert len({greedy, one, two}) > 1
-    assert set(panel.table()[0]) == {"temperature", "seed", "answer", "outcome"}
+    assert set(panel.table()) == {"temperature", "seed", "answer", "outcome"}
     assert "next token" in panel.picture.value
 
 
