@@ -28,7 +28,7 @@ notebooks: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python tests/bench.py && $(BIN)/python tests/bench_generation.py && $(BIN)/python tests/bench_adapters.py
-	$(BIN)/python tests/bench_memory.py
+	$(BIN)/python tests/bench_memory.py && $(BIN)/python tests/bench_widgets.py
 
 constraints: .venv/ready
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

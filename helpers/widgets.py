@@ -30,7 +30,7 @@ from helpers import env, generate, plots, record
 
 LABEL = {"description_width": "10em"}
 SIZE = dict(figsize=(7, 3), dpi=80)  # of every picture
-REDRAW_S = 0.2  # at most five drawings a second
+REDRAW_S = 0.22  # more than four drawings a second
 POINTS = 5  # of a sweep over a range
 REQUIRED = inspect.Parameter.empty  # the default of a parameter that has none
 SHAPES = {  # sizes to ask about without a download: those of well-known models

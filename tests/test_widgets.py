@@ -83,7 +83,7 @@ def test_a_run_becomes_a_record_and_a_row_of_the_history(panel):
     assert "0.002" in panel.history.value
     last = [row for row in run["curve"] if "loss" in row][-1]
     assert f'alt="training loss {last["loss"]:.3f} at step {last["step"]}, validation loss' in panel.picture.value
-    assert list(panel.table().index) == ["run"]
+    assert list(panel.table()["run"]) == ["run"]
     assert panel.table()["eval_loss"].iloc[0] == run["metrics"]["eval_loss"]
 
 
@@ -91,7 +91,6 @@ def test_stop_ends_a_run_at_its_next_step_and_leaves_a_model_and_a_record(panel)
     panel.start(epochs=5000)
     until(lambda: panel.progress.value > 5)
     panel.stop()
-    seen = panel.model, panel.progress.value
     panel.wait()
     run = panel.records[-1]
     assert run["outcome"] == "stopped"
@@ -331,7 +330,7 @@ def test_answers_stand_beside_what_made_them(writer):
     greedy, one, two, again = (run["answer"] for run in panel.answers)
     assert one == again
     assert len({greedy, one, two}) > 1
-    assert list(panel.table().columns) == ["temperature", "seed", "answer", "outcome"]
+    assert list(panel.table().columns) == ["run", "temperature", "seed", "answer", "outcome"]
     assert "next token" in panel.picture.value
 
 
