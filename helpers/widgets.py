@@ -28,7 +28,7 @@ import numpy
 
 from helpers import env, generate, plots, record
 
-LABEL = {"description_width": "10em"}
+LABEL = {"description_width": "10.5em"}
 SIZE = dict(figsize=(7, 3), dpi=80)  # of every picture
 REDRAW_S = 0.22  # more than four drawings a second
 POINTS = 5  # of a sweep over a range
@@ -85,11 +85,11 @@ class Panel:
         self.stop_button = ipywidgets.Button(description="Stop", tooltip="Stop the run", disabled=True)
         self.start_button.on_click(lambda _: self._clicked())
         self.stop_button.on_click(lambda _: self.stop())
-        rows = ipywidgets.VBox([row for _, row in controls.values()], layout={"width": "33em"})
+        rows = ipywidgets.VBox([row for _, row in controls.values()], layout={"width": "29em"})
         buttons = ipywidgets.HBox([*before, self.start_button, self.stop_button])
         result = ipywidgets.VBox([buttons, *live, self.status, self.problem, self.picture])
-        result.layout.width = self.picture.layout.max_width = "580px"
-        sides = ipywidgets.HBox([rows, result], layout={"flex_flow": "row wrap", "grid_gap": "0 1.5em"})
+        result.layout.width = self.picture.layout.max_width = "565px"
+        sides = ipywidgets.HBox([rows, result], layout={"flex_flow": "row wrap", "grid_gap": "0 1em"})
         self.box = ipywidgets.VBox([sides, self.history, *below]).add_class(css_class)
         self._say("ready")
 
@@ -226,7 +226,8 @@ def _history(rows, settings):
                 texts[name] = f"<mark><b>{texts[name]}</b></mark>"
     frame = pandas.DataFrame(cells[::-1]).set_index("run").rename_axis(index=None, columns="run")
     table = frame.to_html(escape=False, border=0, na_rep="—", classes="panel-history")
-    return f'<div class="jp-RenderedHTMLCommon">{table}</div>'
+    style = "<style>.panel-history {margin: 0} .panel-history :is(td, th) {text-align: left !important}</style>"
+    return f'<div class="jp-RenderedHTMLCommon">{style}{table}</div>'
 
 
 def _text(value):
@@ -241,19 +242,19 @@ def _control(name, values, default=REQUIRED):
         control = ipywidgets.Checkbox(**look)
         return control, control
     if isinstance(values, list):
-        control = ipywidgets.Dropdown(options=values, layout={"width": "30em"}, **look)
+        control = ipywidgets.Dropdown(options=values, layout={"width": "27em"}, **look)
         return control, control
     low, high = values
     whole = all(type(end) is int for end in values)
     box = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
-    text = box(min=low, max=high, step=1 if whole else None, layout={"width": "17em"}, **look)
+    text = box(min=low, max=high, step=1 if whole else None, layout={"width": "18em"}, **look)
     look = {"value": value, "readout": False, "tooltip": f"{name}: slider, arrow keys move it"}
     if _is_log(values):
         slider = ipywidgets.FloatLogSlider(min=math.log10(low), max=math.log10(high), step=0.05, **look)
     else:
         kind, step = (ipywidgets.IntSlider, 1) if whole else (ipywidgets.FloatSlider, (high - low) / 100)
         slider = kind(min=low, max=high, step=step, **look)
-    slider.layout.width = "13em"
+    slider.layout.width = "9em"
     _tie(slider, text)
     return text, ipywidgets.HBox([text, slider])
 
@@ -558,7 +559,7 @@ class LiveCurve:
         from matplotlib.figure import Figure
 
         self._canvas = FigureCanvasAgg(Figure(**SIZE))
-        self._ax = self._canvas.figure.add_axes((0.09, 0.17, 0.89, 0.79))
+        self._ax = self._canvas.figure.add_axes((0.09, 0.16, 0.89, 0.74))
         self._ax.set(xlabel="optimizer step", ylabel="loss (nats)")
         self._ax.spines[["top", "right"]].set_visible(False)
         self._ax.grid(color="#E5E5E5", linewidth=0.8)
@@ -568,7 +569,7 @@ class LiveCurve:
         self._training, self._validation = self._add_lines([], linewidth=2, animated=True)
         self._training.set(color=plots.COLOURS["train"], label="training")
         self._validation.set(color=plots.COLOURS["validation"], label="validation", marker="o", markersize=4)
-        self._ax.legend(loc="upper right", fontsize=9, edgecolor="none")
+        self._ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9, edgecolor="none")
 
     def _add_lines(self, curve, label=None, **look):
         training, validation = (self._ax.plot(*_points(curve, key), **look)[0] for key in ("loss", "eval_loss"))
@@ -646,7 +647,7 @@ class Fitting(Panel):
 
         model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=LABEL)
         model.tooltip, model.continuous_update = "a size of this list, a folder, or a Hub id", False
-        model.layout.width = "30em"
+        model.layout.width = "27em"
         controls = {
             "model": (model, model),
             "gpu": _control("gpu", list(GPUS), "RTX 4090 (24 GB)"),
@@ -790,7 +791,7 @@ class Decoding(Panel):
     def __init__(self, model, tokenizer, settings):
         self.model, self.tokenizer, self.tokens = model, tokenizer, []
         prompt = ipywidgets.Textarea(description="prompt", tooltip="what the model is asked", rows=4, style=LABEL)
-        prompt.layout.width = "30em"
+        prompt.layout.width = "27em"
         ranges = dict(
             temperature=((0.0, 2.0), 0.0), top_p=((0.05, 1.0), 1.0), top_k=((0, 100), 0), num_beams=((1, 8), 1),
             repetition_penalty=((0.5, 2.0), 1.0), length_penalty=((-2.0, 2.0), 1.0),
