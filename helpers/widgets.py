@@ -87,10 +87,10 @@ class Panel:
         self.stop_button.on_click(lambda _: self.stop())
         rows = ipywidgets.VBox([row for _, row in controls.values()], layout={"width": "29em"})
         buttons = ipywidgets.HBox([*before, self.start_button, self.stop_button])
-        result = ipywidgets.VBox([buttons, *live, self.status, self.problem, self.picture])
+        result = ipywidgets.VBox([buttons, *live, self.status, self.picture])
         result.layout.width = self.picture.layout.max_width = "565px"
         sides = ipywidgets.HBox([rows, result], layout={"flex_flow": "row wrap", "grid_gap": "0 1em"})
-        self.box = ipywidgets.VBox([sides, self.history, *below]).add_class(css_class)
+        self.box = ipywidgets.VBox([sides, self.problem, self.history, *below]).add_class(css_class)
         self._say("ready")
 
     def _repr_mimebundle_(self, **options):
@@ -203,7 +203,7 @@ class Panel:
             self.error = error
             self._say(f"failed: {type(error).__name__}")
             message = str(error) if isinstance(error, self.plain_errors) else traceback.format_exc()
-            style = "color: #B00020; white-space: pre-wrap"
+            style = "color: #B00020; white-space: pre-wrap; word-break: normal; max-height: 24em; overflow: auto"
             self.problem.value = f'<pre role="alert" style="{style}">{html.escape(message)}</pre>'
         finally:
             self.start_button.disabled, self.stop_button.disabled = False, True
@@ -363,8 +363,8 @@ class Tuning(Panel):
         super().__init__(
             controls, "tuning-panel", "Start", before=[self.way], live=[self.progress], below=[using, self.code_text]
         )
-        self._curve = self.records[-1]["curve"] if self.records else []  # a new panel shows the last run of its folder
-        self._picture = LiveCurve(self.records[:-1])
+        *earlier, last = self.records or [{}]
+        self._curve, self._picture = last.get("curve", []), LiveCurve(earlier)  # a new panel shows the last run
         self._show_history()
         self._draw()
 
@@ -441,12 +441,10 @@ class Tuning(Panel):
         self.drawing_s += time.thread_time() - began
 
     def _rows(self):
-        metrics = dict.fromkeys(name for run in self.records for name in run["metrics"])
         return [
-            {"run": run["name"]}
+            {"run": run["name"], "outcome": run.get("outcome"), "seconds": run.get("seconds")}
             | {name: run["settings"].get(name) for name in self.settings}
-            | {name: run["metrics"].get(name) for name in metrics}
-            | {name: run.get(name) for name in ("seconds", "outcome")}
+            | run["metrics"]
             for run in self.records
         ]
 
