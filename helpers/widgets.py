@@ -28,7 +28,7 @@ import numpy
 
 from helpers import env, generate, plots, record
 
-LABEL = {"description_width": "10.5em"}
+LABEL = {"description_width": "11.5em"}
 SIZE = dict(figsize=(7, 3), dpi=80)  # of every picture
 REDRAW_S = 0.22  # more than four drawings a second
 POINTS = 5  # of a sweep over a range
@@ -226,7 +226,9 @@ def _history(rows, settings):
                 texts[name] = f"<mark><b>{texts[name]}</b></mark>"
     frame = pandas.DataFrame(cells[::-1]).set_index("run").rename_axis(index=None, columns="run")
     table = frame.to_html(escape=False, border=0, na_rep="—", classes="panel-history")
-    style = "<style>.panel-history {margin: 0} .panel-history :is(td, th) {text-align: left !important}</style>"
+    style = (
+        "<style>.panel-history {margin: 0 !important} .panel-history :is(td, th) {text-align: left !important}</style>"
+    )
     return f'<div class="jp-RenderedHTMLCommon">{style}{table}</div>'
 
 
