@@ -151,6 +151,15 @@ def test_the_code_of_a_run_gives_its_loss_again(panel):
     assert panel.settings["learning_rate"] == 3e-3, "the controls go to the settings of the run"
 
 
+def test_a_run_that_diverges_does_not_flatten_the_others():
+    earlier = {"curve": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.1}]}
+    curve = widgets.LiveCurve([earlier])
+    png, words = curve.png([{"step": 1, "loss": 0.6}, {"step": 2, "loss": 1e6}, {"step": 3, "loss": float("nan")}], 9)
+    assert png.startswith(b"\x89PNG")
+    assert words == "training loss 1000000.000 at step 2; 1 earlier runs in grey"
+    assert curve._ax.get_ylim()[1] < 2
+
+
 def test_seeds_and_a_sweep_are_queued_and_the_queue_stops(panel):
     panel.start(seeds=2).wait()
     assert [run["settings"]["seed"] for run in panel.records] == [0, 1]
