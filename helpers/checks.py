@@ -1,13 +1,11 @@
 """Checks for the exercises: they say what is right, and name the mistake where it is a known one.
 
 A placeholder is `...` (for a number) or a function whose body is `...`; a check answers "not tried yet" to both, so
-that a notebook runs from top to bottom before any exercise is solved. `preflight` checks a training before it runs.
+that a notebook runs from top to bottom before any exercise is solved.
 """
 
 import math
 from dataclasses import dataclass
-
-from .preflight import preflight as preflight
 
 
 @dataclass(frozen=True)
