@@ -36,7 +36,7 @@ ARROWS = {  # module: what it may import from helpers
     "plots": set(),
     "generate": {"record"},
     "adapters": set(),
-    "checks": {"preflight"},  # a module of its own, as it is long; notebooks call checks.preflight
+    "checks": set(),
     "preflight": {"memory"},
     "widgets": {"env", "generate", "memory", "plots", "record"},
     "new": {"data", "env", "memory", "record"},
