@@ -1,18 +1,21 @@
-"""`make bench`: what padding costs, in classifying and in writing; what reading and checking a large file costs.
+"""`make bench`: what padding costs, in classifying and in writing; what preflight and reading a large file cost.
 
 Prints, asserts nothing.
 """
 
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import bench_data
 import bench_generation
+import test_preflight
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from helpers import data, env
+from helpers import data, env, preflight
 
 
 def training_rows_per_second(examples, collator, *, grouped, steps, batch_size=16):
@@ -50,8 +53,19 @@ def padding(steps=3):
     print(f"grouped by length is {fast / slow:.1f} times as fast (20 or more was expected)")
 
 
+def preflight_seconds():
+    """CPU seconds of a preflight of each sound set-up of its tests; each should take less than 5."""
+    for name, make in test_preflight.HEALTHY.items():
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = make(Path(folder))
+            started = time.process_time()
+            preflight.check(**arguments)
+            print(f"preflight, {name}: {time.process_time() - started:.1f} s (less than 5 was expected)")
+
+
 if __name__ == "__main__":
     env.quiet()
     padding()
+    preflight_seconds()
     bench_generation.main()
     bench_data.main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)

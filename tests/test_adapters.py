@@ -152,7 +152,7 @@ def test_what_cannot_go_well_is_an_error_before_training(model, config, words):
 
 def test_a_model_type_that_transformers_lacks_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "brand-new"}')
-    with pytest.raises(ValueError, match="that this transformers can read .*brand-new.*Pass a transformers config"):
+    with pytest.raises(ValueError, match=r"that this transformers can read .*brand-new.*Pass a transformers config"):
         adapters.plan(tmp_path, lora())
 
 
