@@ -175,7 +175,7 @@ def _from_hub(model):
 
     messages = {  # of the first kind that fits
         errors.GatedRepoError: "is gated: accept its licence on its Hub page, run `hf auth login`, and try again.",
-        errors.RepositoryNotFoundError: "is no model on the Hub that you may see. Check the spelling, or `hf auth login`.",
+        errors.RepositoryNotFoundError: "is no model on the Hub that you may see. Check its name, or `hf auth login`.",
         errors.HFValidationError: 'cannot be a Hub id: these look like "org/name", without spaces.',
         errors.RemoteEntryNotFoundError: "on the Hub has no config.json, so it is no whole model. For an adapter, pass "
         "its base.",

@@ -103,10 +103,10 @@ def check(
     """
     with _same_random_numbers():
         facts = Facts(
-            *(model, tokenizer, dataset, args, eval_dataset, data_collator, compute_metrics),
-            *(preprocess_logits_for_metrics, callbacks, compute_loss_func, loss_is_scaled_for_ga),
-            *(resume_from_checkpoint, device),
-        )
+            model, tokenizer, dataset, args, eval_dataset, data_collator, compute_metrics,
+            preprocess_logits_for_metrics, callbacks, compute_loss_func, loss_is_scaled_for_ga,
+            resume_from_checkpoint, device,
+        )  # fmt: skip
         report = Report(Problem.read(line) for look in CHECKS for line in look(facts))
         if NO_TRIAL.isdisjoint(report.names):
             report += map(Problem.read, _after_trial(facts, _trial(facts)))
@@ -610,8 +610,7 @@ def _after_trial(facts, trial):
 
 
 CHECKS = (
-    *(_settings, _resume, _memory, _vocabulary, _labels, _leak, _metric, _padding, _answers),
-    *(_head, _adapters, _frozen),
-)
+    _settings, _resume, _memory, _vocabulary, _labels, _leak, _metric, _padding, _answers, _head, _adapters, _frozen,
+)  # fmt: skip
 NO_TRIAL = {"vocabulary", "labels", "nothing counts", "memory"}  # with these the trial would fail, or show nothing
 NO_TRIAL |= {"quantised head", "merged in four bits", "no gradient"}
