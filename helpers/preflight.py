@@ -119,10 +119,12 @@ def _same_random_numbers():
     import torch
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python_state)
-    np.random.set_state(numpy_state)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 Row = namedtuple("Row", "number tokens labels real")  # of a batch; `real` says which tokens are no padding
@@ -156,7 +158,7 @@ class Facts:
         self.device = self.device or ("cuda" if self.on_gpu else None)
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config, self.kind = self.base.config, type(self.base).__name__
-        self.adapter_layers = [layer for layer in model.modules() if hasattr(layer, "merged")]  # of peft
+        self.adapter_layers = [layer for layer in model.modules() if hasattr(layer, "merged_adapters")]
         self.writes = self.kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
         self.n_words = self.base.get_input_embeddings().weight.shape[0]
         self.tokens = _column(self.rows, "input_ids")
@@ -379,10 +381,12 @@ def _padding(facts):
             f"warning, padding: a batch is {max(widths)} wide, its longest row has {max(lengths)} tokens. Do not pad "
             "in the tokenizer call; the collator pads each batch to its own longest row."
         )
-    for row in facts.sample if facts.writes else ():
-        padded = [label for label, real in zip(row.labels, row.real, strict=False) if not real and label != IGNORED]
-        if facts.config.is_encoder_decoder:
+    for row in facts.sample:
+        padded = []
+        if facts.writes and facts.config.is_encoder_decoder:
             padded = [label for label in row.labels[-1:] if label == facts.config.pad_token_id]
+        elif isinstance(row.labels, list) and len(row.labels) == len(row.real):
+            padded = [label for label, real in zip(row.labels, row.real, strict=True) if not real and label != IGNORED]
         if padded:
             yield (
                 f"error, padding counts: row {row.number}: padding has the label {padded[0]}, so the model is trained "
@@ -516,9 +520,10 @@ def _trial(facts):
 
     trial.before = mean_loss()
     if trial.before is not None:
-        with autocast, torch.no_grad():
-            shares = [_loss_of_share(facts, model, n_items) for n_items in (100, 200)]
-        trial.ignores_count = shares[0] != 0 and math.isclose(*shares, rel_tol=1e-3)
+        if _losses_added(facts) > 1:
+            with autocast, torch.no_grad():
+                shares = [_loss_of_share(facts, model, n_items) for n_items in (100, 200)]
+            trial.ignores_count = shares[0] != 0 and math.isclose(*shares, rel_tol=1e-3)
         _train(model.train(), facts, trial, autocast)
         trial.after = mean_loss()
     return trial
@@ -575,7 +580,7 @@ def _after_trial(facts, trial):
         yield "error, labels: the model returns no loss. Give the rows a column labels."
         return
     n, model = _losses_added(facts), "model" if facts.base is facts.model else "model.get_base_model()"
-    if n > 1 and trial.ignores_count:
+    if trial.ignores_count:
         whose, cure = "the model's loss", f"Set {model}.accepts_loss_kwargs = False before the Trainer is made."
         if facts.compute_loss:
             whose, cure = "compute_loss_func", "Let it return the sum of the losses, divided by num_items_in_batch."
