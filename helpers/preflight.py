@@ -153,12 +153,14 @@ class Facts:
     device: object  # where it has to fit; None: memory is not looked at
 
     def __post_init__(self):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         args, model = self.args, self.model
         self.on_gpu = model.device.type == "cuda"
         self.device = self.device or ("cuda" if self.on_gpu else None)
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config, self.kind = self.base.config, type(self.base).__name__
-        self.adapter_layers = [layer for layer in model.modules() if hasattr(layer, "merged_adapters")]
+        self.adapter_layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
         self.writes = self.kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
         self.n_words = self.base.get_input_embeddings().weight.shape[0]
         self.tokens = _column(self.rows, "input_ids")
