@@ -1,12 +1,15 @@
-"""What padding costs a classifier. `make bench` runs this file and all bench_*.py; they print, and assert nothing."""
+"""What padding costs a classifier, and preflight a training. `make bench` runs this file and all bench_*.py; they print, and assert nothing."""
 
+import tempfile
 import time
+from pathlib import Path
 
+import test_preflight
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from helpers import data, env, text
+from helpers import data, env, preflight, text
 
 
 def training_rows_per_second(examples, collator, *, grouped, steps, batch_size=16):
@@ -44,6 +47,17 @@ def padding(steps=3):
     print(f"grouped by length is {fast / slow:.1f} times as fast (20 or more was expected)")
 
 
+def preflight_seconds():
+    """CPU seconds of a preflight of each sound set-up of its tests; each should take less than 5."""
+    for name, make in test_preflight.HEALTHY.items():
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = make(Path(folder))
+            started = time.process_time()
+            preflight.check(**arguments)
+            print(f"preflight, {name}: {time.process_time() - started:.1f} s (less than 5 was expected)")
+
+
 if __name__ == "__main__":
     env.quiet()
     padding()
+    preflight_seconds()
