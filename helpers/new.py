@@ -3,19 +3,19 @@
     python -m helpers.new classification "my reviews" --data reviews.csv --text comment --label stars
     python -m helpers.new generation answers --data chats.jsonl --method qlora --model org/name
 
-The folder is a copy of the example project in `helpers/templates` that does the task: train.py, predict.py, train.ipynb,
-config.yaml, README.md and data/. Nothing in it imports `helpers` unless you ask for the panel. Your rows are checked and
-split, your settings are filled in and tried with the project's own code; all that in a folder beside the project's
-place, which is renamed when everything is right, and deleted when something is not.
+The folder is a copy of the example project in `helpers/templates` that does the task: train.py, predict.py,
+train.ipynb, config.yaml, README.md and data/. Nothing in it imports `helpers` unless you ask for the panel. Your rows
+are checked and split, your settings are filled in, and the project's own code tries them; all that in a folder beside
+the project's place, which is renamed when everything is right, and deleted when something is not.
 """
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
 import re
+import runpy
 import shutil
 import sys
 import tempfile
@@ -23,12 +23,13 @@ from collections import Counter
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 from helpers import data as tables
 from helpers import env, record
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILES = ("train.py", "predict.py", "train.ipynb", "config.yaml", "README.md")
+FILES = ("train.py", "predict.py", "train.ipynb", "config.yaml")
 PARTS = ("train", "validation", "test")
 METHODS = {
     "full": "full fine-tuning",
@@ -102,7 +103,8 @@ def project(
     files = data or [template / "data" / f"{part}.jsonl" for part in PARTS]
     files = [files] if isinstance(files, (str, Path)) else list(files)
     splits, labels, notes = _rows(task, files, columns, labels)
-    fixed = {"model.pretrained_model_name_or_path": os.path.relpath(path, place) if Path(path).is_dir() else path}
+    local = Path(path).is_dir()  # then seen from the project, so that both can be moved together
+    fixed = {"model.pretrained_model_name_or_path": os.path.relpath(path, place) if local else path}
     fixed |= {"data.labels": labels} if labels else {}
     with _new_folder(place) as folder:
         for file in (*FILES, *(["panel.ipynb"] if panel else [])):
@@ -111,10 +113,11 @@ def project(
         for part, rows in splits.items():
             _write(folder / "data" / f"{part}.jsonl", *(json.dumps(row, ensure_ascii=False) for row in rows))
         config, memory, left_out = _configured(folder, source, method, fixed, settings or {}, splits)
-        notes = [f"* The model is {Path(path).name}, trained by {METHODS[method]}.", *notes, *left_out]
-        readme = (folder / "README.md").read_text(encoding="utf-8").partition("## This example")[0].splitlines()
-        expected = ["", "The expected memory of a training step:", "", "```", *str(memory).splitlines(), "```"]
-        _write(folder / "README.md", f"# {place.name}", *readme[1:], "## This project", "", *notes, *expected)
+        model = Path(path).name if local else path
+        lines = [f"The model is {model}, trained by {METHODS[method]}.", "", *notes, *left_out, ""]
+        lines += ["The expected memory of a training step:", "", "```", *str(memory).splitlines(), "```"]
+        readme = (template / "README.md").read_text(encoding="utf-8").partition("## This example")[0].splitlines()
+        _write(folder / "README.md", f"# {place.name}", *readme[1:], "## This project", "", *lines)
         _write(folder / "requirements.txt", *map(_pinned, _packages(task, method, config)))
     train, validation, test = (len(splits[part]) for part in PARTS)
     print(f"{place.name}: {train} rows to train, {validation} to validate, {test} to test.", end=" ")
@@ -314,7 +317,8 @@ class _Untrainable(ValueError):
 
 def _configured(folder, source, method, fixed, settings, splits):
     """Writes config.yaml for the method; returns it as read, and the README's lines on memory and on rows left out."""
-    template, train = (folder / "config.yaml").read_text(encoding="utf-8"), _imported(folder / "train.py")
+    template = (folder / "config.yaml").read_text(encoding="utf-8")
+    train = SimpleNamespace(**runpy.run_path(str(folder / "train.py")))
 
     def configure(method):
         sections = TEMPLATES / "methods" / f"{method}.yaml"
@@ -456,7 +460,6 @@ def _new_folder(place):
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
     try:
         yield folder
-        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
         folder.chmod(0o755)  # mkdtemp's own is for one user only
         os.rename(folder, place)
     except BaseException:
@@ -466,14 +469,6 @@ def _new_folder(place):
 
 def _write(file, *lines):
     file.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8", newline="\n")
-
-
-def _imported(file):
-    """The project's train.py as a module."""
-    spec = importlib.util.spec_from_file_location("project_train", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _packages(task, method, config):
