@@ -237,7 +237,7 @@ def load_tokenizer(config):
 
 def longest(config, tokenizer):
     """The most tokens of a row that the model has places for."""
-    settings = AutoConfig.from_pretrained(place(config), **revision(config))
+    settings = model_config(config)
     places = getattr(settings, "max_position_embeddings", None) or 1e6
     if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
         places -= 2  # their positions count on from that of the padding
@@ -294,13 +294,17 @@ def place(config):
     return str((HERE / name).resolve()) if (HERE / name).is_dir() else name
 
 
+def model_config(config):
+    return AutoConfig.from_pretrained(place(config), **revision(config))
+
+
 def revision(config):
     return {"revision": config["model"]["revision"]} if config["model"].get("revision") else {}
 
 
 def is_encoder_decoder(config):
     """Whether the model reads with one half and writes with the other, as T5 does; else it is a decoder."""
-    return AutoConfig.from_pretrained(place(config), **revision(config)).is_encoder_decoder
+    return model_config(config).is_encoder_decoder
 
 
 def task_type(config):
@@ -315,8 +319,7 @@ def model_class(config):
 def network(config):
     """The model with shapes instead of weights: for its layers' names and its size."""
     with torch.device("meta"):
-        settings = AutoConfig.from_pretrained(place(config), **revision(config))
-        return model_class(config).from_config(settings)
+        return model_class(config).from_config(model_config(config))
 
 
 def block_layers(config):

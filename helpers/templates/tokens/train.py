@@ -230,7 +230,7 @@ def load_tokenizer(config):
 
 def longest(config, tokenizer):
     """The most tokens of a row that the model has places for."""
-    settings = AutoConfig.from_pretrained(place(config), **revision(config))
+    settings = model_config(config)
     places = getattr(settings, "max_position_embeddings", None) or 1e6
     if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
         places -= 2  # their positions count on from that of the padding
@@ -261,6 +261,10 @@ def place(config):
     return str((HERE / name).resolve()) if (HERE / name).is_dir() else name
 
 
+def model_config(config):
+    return AutoConfig.from_pretrained(place(config), **revision(config))
+
+
 def revision(config):
     return {"revision": config["model"]["revision"]} if config["model"].get("revision") else {}
 
@@ -273,8 +277,7 @@ def task_type(config):
 def network(config):
     """The model with shapes instead of weights: for its layers' names and its size."""
     with torch.device("meta"):
-        settings = AutoConfig.from_pretrained(place(config), **revision(config))
-        return AutoModelForTokenClassification.from_config(settings)
+        return AutoModelForTokenClassification.from_config(model_config(config))
 
 
 def block_layers(config):
@@ -297,7 +300,7 @@ def peft_config(config):
     settings = {"task_type": task_type(config), **config["peft"]}
     if settings["peft_type"] == "LORA" and settings.get("target_modules") is None:
         settings["target_modules"] = block_layers(config)
-    family = network(config).config.model_type
+    family = model_config(config).model_type
     if settings["peft_type"] == "IA3" and settings.get("target_modules") is None and family in IA3:
         output, feedforward = IA3[family]
         settings |= {"target_modules": [*output, *feedforward], "feedforward_modules": feedforward}
