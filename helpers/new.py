@@ -195,11 +195,11 @@ def _check_model(task, source, path):
         "decoder": type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
     }
     kind = next((name for name, fits in kinds.items() if fits), "model of another kind")
-    kinds, reason = KINDS[task]
-    if kind not in kinds:
+    possible, reason = KINDS[task]
+    if kind not in possible:
         raise ValueError(
             f"{source} is {'an' if kind[0] == 'e' else 'a'} {kind} ({config.model_type}), "
-            f"and {task} needs a model that is {' or '.join(kinds)}. {reason}."
+            f"and {task} needs a model that is {' or '.join(possible)}. {reason}."
         )
 
 
@@ -246,7 +246,8 @@ def _checked(task, rows, columns, labels):
         named = {text: columns[text], label: columns[label], "labels": None if words else labels}
         rows = check(rows, **named, duplicates="ignore")
     except tables.DataError as error:
-        hint = f" Your columns are named by {' and '.join(f'--{name}' for name in columns if columns[name])}."
+        options = {"classification": "--text and --label", "tokens": "--tokens and --tags"}
+        hint = f" Your columns are named by {options.get(task, '--prompt and --answer')}."
         raise ValueError(f"{error}{hint if 'has no column' in str(error) else ''}") from None
     kept = {columns[text]: text, columns[label]: label}
     splits = _splits(rows, lambda part: part.select_columns(list(kept)).rename_columns(kept))

@@ -298,14 +298,15 @@ def peft_config(config):
     if "peft" not in config:
         return None
     settings = {"task_type": task_type(config), **config["peft"]}
-    if settings["peft_type"] == "LORA" and settings.get("target_modules") is None:
-        settings["target_modules"] = block_layers(config)
-    family = model_config(config).model_type
-    if settings["peft_type"] == "IA3" and settings.get("target_modules") is None and family in IA3:
+    family, defaults = model_config(config).model_type, {}
+    if settings["peft_type"] == "LORA":
+        defaults["target_modules"] = block_layers(config)
+    if settings["peft_type"] == "IA3" and family in IA3:
         output, feedforward = IA3[family]
-        settings |= {"target_modules": [*output, *feedforward], "feedforward_modules": feedforward}
-    if settings.get("modules_to_save", "no such setting") is None:
-        settings["modules_to_save"] = new_layers(config)
+        defaults = {"target_modules": [*output, *feedforward], "feedforward_modules": feedforward}
+    if "modules_to_save" in settings:
+        defaults["modules_to_save"] = new_layers(config)
+    settings |= {name: layers for name, layers in defaults.items() if settings.get(name) is None}
     return peft.get_peft_config(settings)
 
 
