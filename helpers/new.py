@@ -495,6 +495,8 @@ def _setting(text):
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: write section.name=value, such as training.seed=1")
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)  # it reads 2e-5 as a number, as train.py does
     return name, yaml.safe_load(value)
 
 

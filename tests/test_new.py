@@ -387,6 +387,11 @@ def test_an_old_or_unknown_name_is_an_error_with_the_current_one(section, name, 
         train.read_config("wrong.yaml")
 
 
+def test_a_setting_of_the_command_is_read_as_in_the_file():
+    given = {"a.b=2e-5": 2e-5, "a.b=true": True, "a.b=cosine": "cosine", "a.b=[k, v]": ["k", "v"], "a.b=": None}
+    assert {text: new._setting(text)[1] for text in given} == given
+
+
 def test_a_rate_may_be_written_as_in_python(kinds):
     train = kinds("encoder")
     text = re.sub("learning_rate: .*", "learning_rate: 2e-5", (train.HERE / "config.yaml").read_text())
