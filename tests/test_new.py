@@ -608,7 +608,8 @@ def test_the_examples_are_those_of_helpers_text(kind, kinds):
         wanted = text.tokenize_chat(found, tokenizer)
         assert max(len(row["messages"]) for row in rows) > 3
     elif kind == "seq2seq":
-        pairs = [{"asked": row["messages"][0]["content"], "said": row["messages"][1]["content"]} for row in rows]
+        texts = [[message["content"] for message in row["messages"]] for row in rows]
+        pairs = [{"asked": "\n".join(prompt), "said": answer} for *prompt, answer in texts]
         wanted = text.tokenize_pairs(Dataset.from_list(pairs), tokenizer, source="asked", target="said")
     else:
         found = data.check_tokens(found, labels=train.read_config()["data"]["labels"], duplicates="ignore")
@@ -845,7 +846,7 @@ def test_train_says_a_mistake_in_the_data_with_its_line(kind, line, message, kin
         first = (train.HERE / "data" / "train.jsonl").read_bytes().partition(b"\n")[0]
         file.write_bytes(first + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n\n")
     with pytest.raises(train.ConfigError, match=re.escape(f"data: data/broken.jsonl{message}")):
-        train.read_rows("data/broken.jsonl", labels)
+        train.read_rows("data/broken.jsonl", *([labels] if labels else []))
     file.unlink(missing_ok=True)
 
 
