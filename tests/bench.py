@@ -1,4 +1,7 @@
-"""What padding costs a classifier, and preflight a training. `make bench` runs this file and all bench_*.py; they print, and assert nothing."""
+"""What padding costs a classifier, and preflight a training.
+
+`make bench` runs this file and all bench_*.py; they print, and assert nothing.
+"""
 
 import tempfile
 import time
