@@ -28,8 +28,10 @@ import torch
 import transformers
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftModel, prepare_model_for_kbit_training
 from torch.nn import functional
+from torch.optim import SGD, AdamW
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
+from transformers.optimization import Adafactor
 
 try:  # the insides of the libraries; tests/test_memory.py has a canary for each of them
     from torch._C import _current_graph_task_id
@@ -138,15 +140,17 @@ def predict(
     dtype, autocast = _dtype(dtype or config.dtype or "float32"), _dtype(autocast)
     network = _build(config, task, dtype, attn_implementation, peft, quantization_config)
     _check_length(network, config, length, peft)
-    if activation_checkpointing:  # without the state of the random numbers, which belongs to all threads
-        network.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    operators = _Operators(device, autocast)
+    if activation_checkpointing:
+        network.activation_checkpointing_enable(operators.checkpointing())
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         _fill(network, dtype)
         inputs = _inputs(config, task, batch, length, target_length or length, padding)
-    optimizer = OPTIMIZER_MAKERS[optim](network, device)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZER_MAKERS[optim](trained, network, device == "cuda")
     ledger = _Ledger("cpu", BLOCK if device == "cuda" else 1)
-    operators, watch = _Operators(device, autocast), _Watch(network, ledger)
+    watch = _Watch(network, ledger)
     with _masks_without_values(config.is_encoder_decoder), fake, operators, watch:
         for tensor in inputs.values():
             ledger.add(tensor, "activations")
@@ -399,21 +403,12 @@ def _count(network):
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
-# ---- Its optimizer: to add one, write how the Trainer makes it and give it the Trainer's name ------------------
+# ---- Its optimizer: what the Trainer makes for a name; a new one is a line in the table ------------------------------
 
 
-def _adamw_fused(network, device):
-    return torch.optim.AdamW(_trained(network), lr=1e-4, fused=True)
-
-
-def _adamw(network, device):  # torch chooses foreach by the device of the tensors, and fake ones are on a CPU
-    return torch.optim.AdamW(_trained(network), lr=1e-4, foreach=device == "cuda")
-
-
-def _adamw_8bit(network, device):
+def _adamw_8bit(parameters, network):
     from bitsandbytes.optim import AdamW8bit
 
-    parameters = _trained(network)
     optimizer = AdamW8bit(parameters, lr=1e-4)
     embeddings = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
     usual = optimizer.get_config
@@ -426,26 +421,14 @@ def _adamw_8bit(network, device):
     return optimizer
 
 
-def _adafactor(network, device):
-    from transformers.optimization import Adafactor
-
-    return Adafactor(_trained(network), lr=1e-4, scale_parameter=False, relative_step=False)
-
-
-def _sgd(network, device):
-    return torch.optim.SGD(_trained(network), lr=1e-4, foreach=device == "cuda")
-
-
-def _trained(network):
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
-OPTIMIZER_MAKERS = {
-    "adamw_torch_fused": _adamw_fused,
-    "adamw_torch": _adamw,
-    "adamw_8bit": _adamw_8bit,
-    "adafactor": _adafactor,
-    "sgd": _sgd,
+OPTIMIZER_MAKERS = {  # name: function of the trained parameters, the model and whether a GPU is asked about
+    "adamw_torch_fused": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, fused=True),
+    "adamw_torch": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, foreach=cuda),  # torch's own choices
+    "adamw_8bit": lambda parameters, network, cuda: _adamw_8bit(parameters, network),
+    "adafactor": lambda parameters, network, cuda: Adafactor(
+        parameters, lr=1e-4, scale_parameter=False, relative_step=False
+    ),
+    "sgd": lambda parameters, network, cuda: SGD(parameters, lr=1e-4, foreach=cuda),
 }
 OPTIMIZERS = tuple(OPTIMIZER_MAKERS)
 
@@ -473,7 +456,7 @@ def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, w
     for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
         with operators.mixed_precision():
             loss = network(**inputs).loss
-        torch.autograd.backward(loss / gradient_accumulation_steps)  # loss.backward() would leave modes out
+        (loss / gradient_accumulation_steps).backward()
         del loss
     timeline, highest = list(ledger.timeline), ledger.highest
     for _ in range(STEPS):
@@ -555,6 +538,14 @@ class _Operators(TorchFunctionMode):
             yield
         self.casts.clear()
 
+    def checkpointing(self):
+        """Arguments of gradient checkpointing: what it computes again, in the backward pass, has these operators too.
+
+        Without the state of the random numbers, which belongs to all threads.
+        """
+        contexts = contextlib.nullcontext(), self  # of the forward pass, which has them already, and of the second one
+        return {"use_reentrant": False, "preserve_rng_state": False, "context_fn": lambda: contexts}
+
     def _lower(self, weight):
         """A trained fp32 weight in autocast's dtype, made once in a forward pass; anything else as it is."""
         if not (isinstance(weight, torch.nn.Parameter) and weight.requires_grad and weight.dtype == torch.float32):
@@ -597,8 +588,8 @@ class measure(transformers.TrainerCallback):
     As a context manager it needs the model, made and on its device before. After the block, or during it, it has
     `peak`, `split`, `phase`, `phases`, `timeline`, `trainable` and `total`, as a `Prediction` has, and `source`: on a
     CPU the live tensors are added up; on CUDA the allocator is read, and the split is that of the live tensors in the
-    first two steps (what the allocator has beyond them counts as temporaries); `requested` and `reserved` are the
-    allocator's too. It resets the allocator's peak. Evaluation is a phase of its own. `ValueError` without a model.
+    first two steps (what the allocator has beyond them counts as temporaries). It resets the allocator's peak.
+    Evaluation is a phase of its own. `ValueError` without a model.
 
     >>> import torch
     >>> model = torch.nn.Linear(1000, 1000, bias=False)
@@ -648,7 +639,7 @@ class measure(transformers.TrainerCallback):
 
     def __getattr__(self, name):
         ledger = self.__dict__.get("ledger")
-        if name not in ("peak", "split", "phase", "phases", "timeline", "requested", "reserved") or ledger is None:
+        if name not in ("peak", "split", "phase", "phases", "timeline") or ledger is None:
             raise AttributeError(f"a measurement has no {name}" + ("" if ledger else " yet"))
         return getattr(ledger, name)
 
@@ -879,7 +870,7 @@ class _Ledger:
         self.highest = _Highest(0, Counter(), 0)
         self.timeline, self.step = [], 1
         self.lock = threading.RLock()  # other threads may free what this one made
-        self.on_cuda, self.requested, self.reserved = self.device.type == "cuda", None, None
+        self.on_cuda = self.device.type == "cuda"
         if self.on_cuda:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -941,10 +932,7 @@ class _Ledger:
     def _read_allocator(self):
         """The highest since it was last read; the host keeps these counts, so nothing has to wait for the device."""
         if self.on_cuda and self.timeline:
-            stats = torch.cuda.memory_stats(self.device)
-            self._note(stats["allocated_bytes.all.peak"])
-            self.requested = max(self.requested or 0, stats["requested_bytes.all.peak"])
-            self.reserved = max(self.reserved or 0, stats["reserved_bytes.all.peak"])
+            self._note(torch.cuda.max_memory_allocated(self.device))
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def repeat(self, timeline, highest):

@@ -443,14 +443,13 @@ def test_allocator_keeps_the_peak_of_each_phase(monkeypatch):
         def reset_peak_memory_stats(self, device):
             self.resets += 1
 
-        def memory_stats(self, device):
-            peak = next(peaks)
-            return {f"{kind}_bytes.all.peak": peak for kind in ("allocated", "requested", "reserved")}
+        def max_memory_allocated(self, device):
+            return next(peaks)
 
     cuda = Cuda()
     monkeypatch.setattr(torch, "cuda", cuda)
     allocator = memory._Ledger("cuda", 512)
-    allocator.highest, allocator.at_highest = 38, {"weights": 30, "activations": 8}
+    allocator.highest = memory._Highest(38, {"weights": 30, "activations": 8}, 2)
     for phase in ("backward", "step"):
         allocator.enter(phase)
     allocator.step = 2
@@ -459,7 +458,7 @@ def test_allocator_keeps_the_peak_of_each_phase(monkeypatch):
     assert len(allocator.timeline) == 4
     allocator.close()
     assert allocator.phases == {"forward": 10, "backward": 40, "step": 5}
-    assert (allocator.peak, allocator.phase, allocator.reserved) == (40, "backward", 40)
+    assert (allocator.peak, allocator.phase) == (40, "backward")
     assert allocator.split["temporaries"] == 2
     assert sum(allocator.split.values()) == allocator.peak
     assert cuda.resets == 6
