@@ -531,9 +531,13 @@ class _Operators(TorchFunctionMode):
             args = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
         return function(*args, **(kwargs or {}))
 
+    def __exit__(self, *error):
+        self.casts.clear()  # after a training, and after what checkpointing computes again
+        super().__exit__(*error)
+
     @contextlib.contextmanager
     def mixed_precision(self):
-        """Autocast for a forward pass. Its cache of cast weights is `casts`: torch's own is one for all threads."""
+        """Autocast for a forward pass. Its cache of cast weights is `casts`, as torch's own is one for all threads."""
         with torch.autocast("cpu", dtype=self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             yield
         self.casts.clear()
@@ -548,12 +552,9 @@ class _Operators(TorchFunctionMode):
 
     def _lower(self, weight):
         """A trained fp32 weight in autocast's dtype, made once in a forward pass; anything else as it is."""
-        if not (isinstance(weight, torch.nn.Parameter) and weight.requires_grad and weight.dtype == torch.float32):
+        trained = isinstance(weight, torch.nn.Parameter) and weight.requires_grad and weight.dtype == torch.float32
+        if not (trained and torch.is_autocast_enabled("cpu")):
             return weight
-        if not torch.is_autocast_enabled("cpu"):
-            return weight
-        if _current_graph_task_id() != -1:  # checkpointing computes the forward pass again, in the backward pass
-            return weight.to(self.autocast)
         if id(weight) not in self.casts:
             self.casts[id(weight)] = weight.to(self.autocast)
         return self.casts[id(weight)]
