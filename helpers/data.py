@@ -16,7 +16,7 @@ Rows count as a person counts them: the first row of data is row 1, the header i
 lines are skipped. Whatever is wrong with the data is a `DataError`, and nothing else.
 
 A new file format is a function that yields the rows of a file as dicts, and a line in `READERS`; a new
-shape of conversation is a case in `_shape`.
+shape of conversation is a case in `_check_conversations` and in `_conversations`.
 """
 
 import contextlib
@@ -113,7 +113,8 @@ def read(source, *, split=None):
     {'text': 'Good value', 'label': 'positive'}
     >>> read(folder / "tiny.cvs")
     Traceback (most recent call last):
-    helpers.data.DataError: tiny.cvs: there is no such file (closest in its folder: tiny.csv). Correct the path.
+    helpers.data.DataError: tiny.cvs: there is no such file (closest in its folder: tiny.csv). Correct the path, \
+or the Hub id.
 
     Taught in notebooks/01_classification.ipynb, "See the data".
     """
@@ -308,7 +309,7 @@ def _pieces(path):
             if not isinstance(row, dict):
                 raise DataError(
                     f"{path.name}, row {number}: holds {KINDS.get(type(row), 'null')}, not an object. "
-                    'Each row has to be an object such as {"text": "...", "label": "..."}; a list belongs in a .json file.'
+                    'Each row has to be an object such as {"text": "...", "label": "..."}; a list is a .json file.'
                 )
         names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in piece))
         yield piece[0][0], {name: [row.get(name) for _, row in piece] for name in names}
@@ -810,8 +811,8 @@ def _turn_problem(messages, system):
     turns = roles[1:] if roles[0] == "system" else roles
     if turns != ["user", "assistant"] * max(1, len(turns) // 2):
         return (
-            "user and assistant do not take turns, the user first and an assistant's answer last, at most with a system "
-            "message in front. Join messages of one role that follow each other, add the answer, or drop the row"
+            "user and assistant do not take turns, the user first and an assistant's answer last, at most with a "
+            "system message in front. Join messages of one role that follow each other, add the answer, or drop the row"
         )
     return None
 

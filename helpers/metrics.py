@@ -187,6 +187,8 @@ def compare(metric, predictions, others, references, *, n=1000, confidence=0.95,
     >>> full, lora = [0, 1] * 80 + [1, 0] * 20, [0, 1] * 85 + [1, 0] * 15
     >>> print(compare("accuracy", lora, full, references))
     +5.0 points [+2.0, +8.0], 1 seed x 200 rows
+
+    Taught in notebooks/02_generation.ipynb, "Round 5: how to choose the next word".
     """
     sides = [_seeds(metric, side) for side in (predictions, others)]
     n_seeds = max(map(len, sides))

@@ -562,7 +562,7 @@ def test_fits_refuses(device, message):
 
 def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-kind"}')
-    with pytest.raises(ValueError, match="no-such-kind.*does not recognize"):
+    with pytest.raises(ValueError, match=r"no-such-kind.*does not recognize"):
         memory.configuration(tmp_path)
 
 
