@@ -16,7 +16,7 @@ Rows count as a person counts them: the first row of data is row 1, the header i
 lines are skipped. Whatever is wrong with the data is a `DataError`, and nothing else.
 
 A new file format is a function that yields the rows of a file as dicts, and a line in `READERS`; a new
-shape of conversation is a case in `_shape`.
+shape of conversation is a case in `_check_conversations` and in `_conversations`.
 """
 
 import contextlib
@@ -44,7 +44,6 @@ BATCH = 10_000  # rows looked at together: enough to be fast, few enough that lo
 SHOWN = 5  # rows named in an error
 MOST_CLASSES = 10_000  # a column with more different values than this is no label
 LARGEST_CELL = 8 << 20  # bytes of one CSV cell; a longer one is a quotation mark that is never closed
-LARGEST_JSON = 512 << 20  # bytes of a .json file: unlike JSON Lines it has to be parsed in one piece
 ROLES = ("system", "user", "assistant")
 MESSAGES = Features({"messages": List({"role": Value("string"), "content": Value("string")})})
 
@@ -114,7 +113,8 @@ def read(source, *, split=None):
     {'text': 'Good value', 'label': 'positive'}
     >>> read(folder / "tiny.cvs")
     Traceback (most recent call last):
-    helpers.data.DataError: tiny.cvs: there is no such file (closest in its folder: tiny.csv). Correct the path.
+    helpers.data.DataError: tiny.cvs: there is no such file (closest in its folder: tiny.csv). Correct the path, \
+or the Hub id.
 
     Taught in notebooks/01_classification.ipynb, "See the data".
     """
@@ -140,15 +140,13 @@ def _load(source, path):
         with _no_progress_bars():
             return datasets.load_from_disk(str(path)) if path.is_dir() else datasets.load_dataset(str(source))
     except Exception as error:  # the library raises a dozen unrelated types here
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        cure = (
-            "Check the name on huggingface.co, the network, HF_HUB_OFFLINE and, for private data, `hf auth login`; or "
-            "download a file and pass its path."
-        )
-        if path.is_dir():
-            files = _names(sorted(file.name for file in path.iterdir() if file.suffix.lower() in FORMATS))
-            cure = f"Pass a folder written by save_to_disk, or a file{f': it holds {files}' if files else ''}."
-        raise DataError(f"{source}: could not be loaded ({reason}). {cure}") from error
+        files = _names(sorted(file.name for file in path.glob("*.*") if file.suffix.lower() in FORMATS))
+        holds = f"The folder holds {files}: pass one of them" if files else "Download a file and pass its path"
+        raise DataError(
+            f"{source}: could not be loaded ({type(error).__name__}: {_first_line(error)}). A folder has to be written "
+            "by save_to_disk; for the Hub check the name on huggingface.co, the network, HF_HUB_OFFLINE and, for "
+            f"private data, `hf auth login`. {holds}."
+        ) from error
 
 
 def _one_split(dataset, name, split):
@@ -168,10 +166,8 @@ def _check_file(path):
     """Raises for what can be said of a file before it is read: missing, empty, unknown, not UTF-8."""
     if not path.exists():
         folder = "" if path.parent.is_dir() else f", and no folder {path.parent}"
-        files = [file.name for file in path.parent.iterdir()] if not folder else []
-        hub = ", or pass a Hub id as owner/name" if not path.suffix else ""
-        closest = _closest(path.name, files, "closest in its folder")
-        raise DataError(f"{path.name}: there is no such file{folder}{closest}. Correct the path{hub}.")
+        closest = _closest(path.name, [file.name for file in path.parent.glob("*")], "closest in its folder")
+        raise DataError(f"{path.name}: there is no such file{folder}{closest}. Correct the path, or the Hub id.")
     if path.suffix.lower() not in FORMATS:
         raise DataError(f"{path.name}: unknown format {path.suffix!r}. Use one of {', '.join(FORMATS)}.")
     if path.stat().st_size == 0:
@@ -239,17 +235,12 @@ def _check_header(file, header, row, number):
 
 
 def _json_rows(path):
-    """Returns the objects of a JSON list."""
-    if path.stat().st_size > LARGEST_JSON:
-        raise DataError(
-            f"{path.name}: is larger than {LARGEST_JSON >> 20} MiB, and a JSON list has to be held in memory whole. "
-            "Save it as JSON Lines (.jsonl, one object per line), which is read piece by piece."
-        )
-    content = path.read_text("utf-8-sig")
-    if content.lstrip()[:1] != "[":
+    """Returns the objects of a JSON list, which is held in memory whole."""
+    rows = _parsed(path.name, path.read_text("utf-8-sig"))
+    if not isinstance(rows, list):
         hint = "If it is one object per line, rename it to .jsonl."
         raise DataError(f'{path.name}: is not a list of objects ([{{"text": ...}}, ...]). {hint}')
-    return _parsed(path.name, content)
+    return rows
 
 
 def _json_lines(path):
@@ -257,10 +248,7 @@ def _json_lines(path):
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                value = _parsed(path.name, line.rstrip(), number)
-                if number == 1 and isinstance(value, list):
-                    raise DataError(f"{path.name}: is one JSON list, not one object per line. Rename it to .json.")
-                yield value
+                yield _parsed(path.name, line.rstrip(), number)
 
 
 def _parsed(name, content, line=1):
@@ -268,9 +256,9 @@ def _parsed(name, content, line=1):
         return json.loads(content)
     except (RecursionError, ValueError) as error:
         line, column = line + getattr(error, "lineno", 1) - 1, getattr(error, "colno", 1)
-        reason = f"{getattr(error, 'msg', _first_line(error))} at column {column}"
         raise DataError(
-            f"{name}, line {line}: broken JSON: {reason}. Correct that line, or write the file again."
+            f"{name}, line {line}: broken JSON: {getattr(error, 'msg', _first_line(error))} at column {column}. "
+            "Correct that line; a list of objects belongs in a .json file, one object per line in a .jsonl file."
         ) from None
 
 
@@ -300,8 +288,6 @@ def _read_rows(path):
                 types[name] = _common_type(values, before)
             except UNFIT:
                 raise _misfit(path.name, name, values, start, before) from None
-    if not types:
-        raise DataError(f"{path.name}: holds no rows. Add some, or check that it was saved whole.")
     file = _temporary_file()
     try:
         schema = pa.schema(list(types.items()))
@@ -323,7 +309,7 @@ def _pieces(path):
             if not isinstance(row, dict):
                 raise DataError(
                     f"{path.name}, row {number}: holds {KINDS.get(type(row), 'null')}, not an object. "
-                    'Each row has to be an object such as {"text": "...", "label": "..."}.'
+                    'Each row has to be an object such as {"text": "...", "label": "..."}; a list is a .json file.'
                 )
         names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in piece))
         yield piece[0][0], {name: [row.get(name) for _, row in piece] for name in names}
@@ -513,8 +499,6 @@ def _classes(problems, splits, label, labels):
     first = next(iter(splits))
     trained, feature = [value for value in counts[first] if value is not None], splits[first].features[label]
     names = [str(value) for value in labels] if labels is not None else _class_names(feature)
-    if names and len(set(names)) < len(names):
-        raise DataError(f"labels={_names(names)} names one twice. Leave it out once.")
     source = "" if names else f", the labels of {first}"
     names = keys = names or _in_order(trained)
     if trained and all(map(_is_number, trained)) and not any(map(_is_number, names)):
@@ -548,16 +532,10 @@ def _odd_labels(counts):
     """{label: what is wrong with it}, for what looks like a slip where nobody said which labels there are."""
     slips, spelled = {}, {}
     numbers = [value for value in counts if value is not None and _is_number(value)]
-    words = [value for value in counts if value is not None and not _is_number(value)]
-    if numbers and words:
-        rare, usual = sorted([numbers, words], key=lambda values: sum(counts[value] for value in values))
-        for value in rare:
-            what = f"label {_short(value)}, where most are like {_short(usual[0])}: numbers and text are mixed."
-            slips[value] = f"{what} Make them one kind, or pass labels=[...]."
     for value in numbers:
         if not float(value).is_integer():
             slips[value] = f"label {_short(value)} has a fraction: classes are text or whole numbers. Round it."
-    for value in sorted(words, key=lambda value: -counts[value]):
+    for value in sorted(counts.keys() - {None, *numbers}, key=lambda value: -counts[value]):
         usual = spelled.setdefault(" ".join(value.casefold().split()), value)
         if usual != value:
             what = f"label {_short(value)} differs from {_short(usual)} in case or spaces only"
@@ -775,40 +753,22 @@ Rename it, or pass its name.
     return _each(dataset, lambda rows: _conversations(rows, prompt, answer, system))
 
 
-def _shape(rows, prompt, answer):
-    """Which columns hold a conversation, and the function that makes its messages from their values."""
-
-    def pair(question, reply):
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-
-    if prompt is not None:
-        columns = [*_fields(prompt), answer]
-        return columns, lambda *values: pair(_filled(prompt, dict(zip(columns, values, strict=True))), values[-1])
-    if "messages" in rows.column_names:
-        return ["messages"], lambda messages: [{part: turn[part] for part in ("role", "content")} for turn in messages]
-    if "input" in rows.column_names:
-        columns = ["instruction", "input", "output"]
-        return columns, lambda told, more, reply: pair("\n".join(filter(str.strip, [told, more or ""])), reply)
-    return ["instruction", "output"], pair
-
-
 def _check_conversations(problems, where, rows, prompt, answer, system):
-    columns, _ = _shape(rows, prompt, answer)
+    columns = rows.column_names
     if prompt is not None:
         _check_pairs(problems, where, rows, prompt, answer)
-    elif columns == ["messages"]:
+    elif "messages" in columns:
         _check_turns(problems, where, rows, system)
-    elif missing := [column for column in columns if column not in rows.column_names]:
-        closest = "".join(_closest(column, rows.column_names, f'closest to "{column}"') for column in missing)
-        problems.add(
-            where,
-            f'has no column "messages", nor "instruction" and "output", it has {_names(rows.column_names)}{closest}. '
-            'Name your own in data.to_messages, such as prompt="{passage} {question}", answer="reply".',
-        )
-    else:
+    elif "instruction" in columns and "output" in columns:
         _check_pairs(problems, where, rows, "instruction", "output")
         if "input" in columns:
             _fits(problems, where, rows, "input", TEXT, "text")
+    else:
+        problems.add(
+            where,
+            f'has no column "messages", nor "instruction" and "output", it has {_names(columns)}. Name your own in '
+            'data.to_messages, such as prompt="{passage} {question}", answer="reply".',
+        )
 
 
 def _check_pairs(problems, where, rows, prompt, answer):
@@ -837,38 +797,43 @@ def _check_turns(problems, where, rows, system):
 
 def _turn_problem(messages, system):
     """What is wrong with one conversation, or None."""
-    if not messages:
-        return "there are no messages. Drop the row"
-    if any(message is None or None in (message["role"], message["content"]) for message in messages):
-        return "a role or a content is missing (null). Fill it in, or drop the row"
+    if not messages or None in messages:
+        return "there are no messages, or one is null. Drop the row"
     roles = [message["role"] for message in messages]
-    unknown = next((role for role in roles if role not in ROLES), None)
+    unknown = next((str(role) for role in roles if role not in ROLES), None)
     if unknown is not None:
         return f"role {_short(unknown)} is not one of {_names(ROLES)}{_closest(unknown, ROLES, 'closest')}. Rename it"
-    empty = next((message["role"] for message in messages if not message["content"].strip()), None)
+    empty = next((message["role"] for message in messages if not (message["content"] or "").strip()), None)
     if empty:
-        return f"a message of the {empty} is empty. Fill it in, or drop the row"
-    turns = roles[1:] if roles[0] == "system" else roles
-    if "system" in turns:
-        return "a system message is not the first one. Put it first, or drop it"
-    if turns != (["user", "assistant"] * len(turns))[: len(turns)]:
-        return "user and assistant do not take turns, the user first. Join messages of one role that follow each other"
-    if roles[-1] != "assistant":
-        return "the last message is not an assistant's, so there is no answer. Add it, or drop the row"
+        return f"a message of the {empty} is empty or null. Fill it in, or drop the row"
     if system and roles[0] == "system":
         return "there is a system message already. Leave system= out"
+    turns = roles[1:] if roles[0] == "system" else roles
+    if turns != ["user", "assistant"] * max(1, len(turns) // 2):
+        return (
+            "user and assistant do not take turns, the user first and an assistant's answer last, at most with a "
+            "system message in front. Join messages of one role that follow each other, add the answer, or drop the row"
+        )
     return None
 
 
 def _conversations(rows, prompt, answer, system):
     if prompt is None and not system and rows.features.get("messages") == MESSAGES["messages"]:
         return rows.select_columns("messages")  # nothing to write
-    columns, turns = _shape(rows, prompt, answer)
     first = [{"role": "system", "content": system}] if system else []
+    own = prompt is not None
+    shape = ("messages",) if "messages" in rows.column_names else ("instruction", "input", "output")
+    columns = [*_fields(prompt), answer] if own else [column for column in shape if column in rows.column_names]
+
+    def turns(row):
+        if columns == ["messages"]:
+            return [{part: turn[part] for part in ("role", "content")} for turn in row["messages"]]
+        question = _filled(prompt, row) if own else "\n".join(filter(str.strip, [row[c] or "" for c in columns[:-1]]))
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": row[columns[-1]]}]
 
     def converse(batch):
-        values = zip(*(batch[column] for column in columns), strict=True)
-        return {"messages": [first + turns(*row) for row in values]}
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*(batch[c] for c in columns), strict=True))
+        return {"messages": [first + turns(row) for row in rows]}
 
     return _map(rows.select_columns(columns), converse, remove_columns=columns, features=MESSAGES)
 

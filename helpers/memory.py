@@ -12,7 +12,6 @@ From top to bottom: predict; the model without values; its optimizers (a new one
 fits; the ledger, which predictions and measurements share; texts.
 """
 
-import bisect
 import contextlib
 import copy
 import math
@@ -21,29 +20,23 @@ import threading
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
 import transformers
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftModel, prepare_model_for_kbit_training
+from torch._C import _current_graph_task_id
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.optim import SGD, AdamW
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import masking_utils
+from transformers.masking_utils import _ignore_causal_mask_sdpa, find_packed_sequence_indices
 from transformers.optimization import Adafactor
-
-try:  # the insides of the libraries; tests/test_memory.py has a canary for each of them
-    from torch._C import _current_graph_task_id
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_iter
-    from transformers import masking_utils
-    from transformers.masking_utils import _ignore_causal_mask_sdpa, find_packed_sequence_indices
-    from transformers.quantizers import AutoHfQuantizer
-except ImportError as error:
-    message = f"helpers.memory does not know this version of a library ({error}). Install the one of constraints.txt."
-    raise ImportError(message) from error
+from transformers.quantizers import AutoHfQuantizer
 
 PARTS = (
     "weights",  # parameters and buffers
@@ -170,9 +163,7 @@ def _check_settings(settings):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; pass a whole number of at least 1.")
     if settings["optim"] not in OPTIMIZERS:
-        close = get_close_matches(str(settings["optim"]), OPTIMIZERS, 1)
-        hint = f" (closest: {close[0]})" if close else ""
-        raise ValueError(f"optim {settings['optim']!r} cannot be predicted{hint}: {', '.join(OPTIMIZERS)} can.")
+        raise ValueError(f"optim {settings['optim']!r} cannot be predicted: {', '.join(OPTIMIZERS)} can.")
     if settings["device"] not in ("cuda", "cpu"):
         raise ValueError(f'device {settings["device"]!r}: predictions are for "cuda" or "cpu".')
     if settings["quantization_config"] is not None and settings["peft"] is None:
@@ -216,13 +207,6 @@ def configuration(model):
         raise ValueError(
             f'no configuration for "{model}": no such folder with a config.json, and no such model in the cache or '
             "on the Hub. Pass a transformers configuration, a folder or a Hub id."
-        ) from error
-    except ValueError as error:
-        kind = transformers.PreTrainedConfig.get_config_dict(model)[0].get("model_type")
-        if kind in transformers.CONFIG_MAPPING:
-            raise
-        raise ValueError(
-            f'the config.json of "{model}" has model_type {kind!r}, which this transformers lacks.'
         ) from error
 
 
@@ -311,22 +295,13 @@ def _attach(network, config):
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     if config.is_prompt_learning and model_class is PeftModel:
         raise ValueError(f'{type(config).__name__} needs its task: pass task_type="CAUSAL_LM", "SEQ_CLS" ... to it.')
-    layers = {
-        name.rpartition(".")[2]
-        for name, module in network.named_modules()
-        if hasattr(module, "in_features") or type(module).__name__ == "Conv1D"
-    }
-    targets = getattr(config, "target_modules", None)  # as given: peft writes its own into the configuration
     try:
         return model_class(network, config)
     except ValueError as error:
-        if "arget modules" not in str(error) and "target_modules" not in str(error):
-            raise
-        targets = [targets] if isinstance(targets, str) else sorted(targets or [])
-        close = [match for name in targets for match in get_close_matches(name, layers, 1)]
-        hint = f" (closest: {', '.join(close)})" if close else ""
+        modules = network.named_modules()
+        layers = {n.rpartition(".")[2] for n, m in modules if hasattr(m, "in_features") or type(m).__name__ == "Conv1D"}
         raise ValueError(
-            f"{type(network).__name__} has no layer named {', '.join(targets) or 'by default in peft'}{hint}. "
+            f"peft cannot add {type(config).__name__} to {type(network).__name__}: {error} "
             f'target_modules can be "all-linear" or a list of: {", ".join(sorted(layers))}.'
         ) from error
 
@@ -756,21 +731,21 @@ def smallest_change(predict, capacity_gib, *, batch, length, accumulation=1, che
         tried.append({"change": change, "peak_gib": prediction.peak_gib, "answer": answer})
         return prediction if answer == "yes" else None
 
-    smaller = _smaller_batches(batch, accumulation)
     for level in _levels(length, checkpointing or {}, methods):
-        for changes in ([level] if level else [], [level | size for size in smaller]):
-            change, prediction = _first_that_fits(changes, attempt)
-            if change is not None:
+        changes = [level | size for size in ({}, *_smaller_batches(batch, accumulation)) if level | size]
+        smallest = attempt(changes[-1]) if changes else None
+        if smallest is None:
+            continue  # what does not fit with the smallest batch does not fit with a larger one
+        for change in changes[:-1]:
+            if prediction := attempt(change):
                 return change, prediction, tried
+        return changes[-1], smallest, tried
     return None, None, tried
 
 
 def _levels(length, checkpointing, methods):
     """Changes from the one that alters least of the result to the one that alters most."""
-    yield {}
-    if checkpointing:
-        yield checkpointing
-    for method in methods:
+    for method in ({}, *methods):
         yield method
         if checkpointing:
             yield method | checkpointing
@@ -783,18 +758,6 @@ def _smaller_batches(batch, accumulation):
     sizes = [batch // 2**k for k in range(1, batch.bit_length()) if batch % 2**k == 0]
     sizes += [1] * (batch > 1 and 1 not in sizes)
     return [{"batch": size, "gradient_accumulation_steps": accumulation * batch // size} for size in sizes]
-
-
-def _first_that_fits(changes, attempt):
-    """The first change that fits and its prediction; peaks fall from one change to the next, so few are attempted."""
-    predictions = {}
-
-    def fits_with(index):
-        predictions[index] = attempt(changes[index])
-        return predictions[index] is not None
-
-    first = bisect.bisect_left(range(len(changes)), True, key=fits_with)
-    return (changes[first], predictions[first]) if first < len(changes) else (None, None)
 
 
 def _lighter_methods(settings):
@@ -815,21 +778,16 @@ def _lighter_methods(settings):
 
 
 def _capacity_gib(device):
-    if isinstance(device, (int, float)) and not isinstance(device, bool):
-        if not device > 0:
-            raise ValueError(f"{device} GiB is no size of a device; pass a number above 0, such as 24.")
+    name = str(device)
+    if isinstance(device, (int, float)) and device > 0:
         return float(device)
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f'device {device!r} is neither GiB, such as 24, nor a device, such as "cuda".') from None
-    if device.type == "cpu":
+    if name.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).total_memory / GIB
+    if name == "cpu":
         import psutil
 
         return psutil.virtual_memory().total / GIB
-    if device.type != "cuda" or not torch.cuda.is_available():
-        raise ValueError(f"this machine has no {device.type} device that can be asked; pass its GiB, such as 24.")
-    return torch.cuda.get_device_properties(device).total_memory / GIB
+    raise ValueError(f"{device!r} is no size above 0 and no device of this machine that has one; pass GiB, such as 24.")
 
 
 def _verdict(prediction, capacity):
@@ -964,10 +922,8 @@ class _Ledger:
 
     @property
     def phases(self):
-        phases = {}
-        for point in self.timeline:
-            phases[point["phase"]] = max(phases.get(point["phase"], 0), point["bytes"])
-        return phases
+        names = dict.fromkeys(point["phase"] for point in self.timeline)
+        return {name: max(p["bytes"] for p in self.timeline if p["phase"] == name) for name in names}
 
     @property
     def split(self):

@@ -32,6 +32,7 @@ CORPUS_METRICS = ("bleu", "chrf")  # of all texts together, not a mean over rows
 TEXT_METRICS = ("exact_match", "token_f1", "rouge1", "rouge2", "rougeL", *CORPUS_METRICS)
 METRICS = CLASS_METRICS + ENTITY_METRICS + TEXT_METRICS
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # takes it out of a text; ASCII only, as in SQuAD's script
+TO_TEXT = 'Pass the text alone, ids through tokenizer.batch_decode(ids, skip_special_tokens=True), no answer as "".'
 IGNORED = -100  # the label of a token that has none, in every library
 
 
@@ -143,12 +144,6 @@ def _metric_class():
             predictions, references = check(predictions, references)
             super().add_batch(predictions=predictions, references=references)
 
-        def compute(self, *, predictions=None, references=None):
-            """Scores these, or what was added before; then forgets it."""
-            if predictions is references is self.writer is None:
-                _rows([], [])
-            return super().compute(predictions=predictions, references=references)
-
         def _compute(self, predictions, references):
             return {self.config_name: score(self.config_name, predictions, references)}
 
@@ -192,6 +187,8 @@ def compare(metric, predictions, others, references, *, n=1000, confidence=0.95,
     >>> full, lora = [0, 1] * 80 + [1, 0] * 20, [0, 1] * 85 + [1, 0] * 15
     >>> print(compare("accuracy", lora, full, references))
     +5.0 points [+2.0, +8.0], 1 seed x 200 rows
+
+    Taught in notebooks/02_generation.ipynb, "Round 5: how to choose the next word".
     """
     sides = [_seeds(metric, side) for side in (predictions, others)]
     n_seeds = max(map(len, sides))
@@ -317,17 +314,11 @@ def perplexity(total_loss, n_tokens):
     Taught in notebooks/02_generation.ipynb, "Round 2: three silent failures".
     """
     total, n = float(total_loss), float(n_tokens)
-    if n == 0:
+    if not (0 <= total < math.inf and n >= 1 and n.is_integer()):
         raise ValueError(
-            "0 tokens count: every label is -100, or no batch came (a generator gives its batches once only). "
-            "Look at the labels of one batch."
-        )
-    if n < 0 or not n.is_integer():
-        raise ValueError(f"n_tokens={n_tokens} is no number of tokens. The order is perplexity(total_loss, n_tokens).")
-    if not 0 <= total < math.inf:
-        raise ValueError(
-            f"total_loss={total}: a sum of losses is finite and not negative. nan is what a mean over no tokens gives: "
-            "take metrics.total_loss, not the mean of a batch; or the model itself has diverged."
+            f"perplexity(total_loss={total_loss}, n_tokens={n_tokens}): expected a finite sum of losses, and one token "
+            "or more. 0 tokens: every label is -100, or a generator of batches was used up. nan: the mean of a batch "
+            "without tokens (take metrics.total_loss), or a model that has diverged."
         )
     return math.exp(total / n) if total / n < 700 else math.inf
 
@@ -537,10 +528,9 @@ def _rows(predictions, references):
 def _classes(predictions, references):
     predictions, references = _rows(predictions, references)
     kinds = [{_kind(value) for value in side[:1000]} for side in (predictions, references)]
-    if "fraction" in set.union(*kinds):
-        raise ValueError("there are fractions where classes belong. Pass class ids: logits.argmax(-1).")
-    if "list" in set.union(*kinds):
-        raise ValueError('a row has a list where one class belongs. Pass logits.argmax(-1); for tags, "entity_f1".')
+    if odd := set.union(*kinds) & {"fraction", "list"}:
+        names = " and a ".join(odd)
+        raise ValueError(f'a row has a {names} where one class belongs. Pass logits.argmax(-1); for tags, "entity_f1".')
     if kinds[0] != kinds[1]:
         names = [" and ".join(sorted(side)) for side in kinds]
         raise ValueError(f"predictions are {names[0]}, references {names[1]}. Pass ids for both, or names for both.")
@@ -574,16 +564,8 @@ def _texts(predictions, references):
             raise ValueError(f"row {number} has an empty list of references. Leave it out: nothing can be right there.")
         for name, text in [("prediction", prediction), *(("reference", text) for text in several)]:
             if not isinstance(text, str):
-                raise ValueError(f"row {number}: the {name} is {text!r:.60}, not text. {_to_text(text)}")
+                raise ValueError(f"row {number}: the {name} is {text!r:.60}, not text. {TO_TEXT}")
     return predictions, references
-
-
-def _to_text(value):
-    if value is None:
-        return 'Leave the row out, or pass "" for an answer that is empty.'
-    if isinstance(value, dict):
-        return "Pass the text in it, or the list of texts."
-    return "Decode ids first: tokenizer.batch_decode(ids, skip_special_tokens=True)."
 
 
 def _known(name, names):

@@ -173,10 +173,10 @@ def _token_counts(dataset, tokenizer, columns):
         batches = dataset.with_format(None).select_columns(columns).iter(1000)
         encoded = (tokenizer(*[batch[c] for c in columns], truncation=False, verbose=False) for batch in batches)
         return np.array([len(ids) for batch in encoded for ids in batch["input_ids"]])
-    if "length" in data._single(dataset).column_names:
-        return np.array([length for _, (length,) in data._numbered(dataset, "length")])
-    data._single(dataset, ["input_ids"])
-    return np.array([len(ids) for _, (ids,) in data._numbered(dataset, "input_ids")])
+    column = "length" if "length" in data._single(dataset).column_names else "input_ids"
+    data._single(dataset, [column])
+    values = (value for _, (value,) in data._numbered(dataset, column))
+    return np.array([value if column == "length" else len(value) for value in values])
 
 
 # ---- Texts to write ----------------------------------------------------------------------------------

@@ -116,8 +116,6 @@ def test_json_keeps_what_is_inside(file, monkeypatch):
     for size in (1, 7, 64):
         monkeypatch.setattr(data, "BATCH", size)
         assert data.read(path).to_list() == data.read(lines).to_list() == rows
-    monkeypatch.setattr(data, "LARGEST_JSON", 100)
-    refused(lambda: data.read(path), "r.json: is larger than", "JSON Lines (.jsonl")
 
 
 def test_json_types_are_known_at_the_end_only(file, monkeypatch):
@@ -171,7 +169,7 @@ BAD_FILES = {
     "JSON of lists": ("r.json", '[{"text": "a"}, ["b"]]', ["row 2: holds a list, not an object"]),
     "empty JSON list": ("r.json", "[]", ["holds no rows"]),
     "broken JSON line": ("r.jsonl", '{"text": "a"}\n\n{"text": "b"\n', ["r.jsonl, line 3: broken JSON", "column"]),
-    "a list as JSON lines": ("r.jsonl", '[{"text": "a"}]', ["one JSON list", "Rename it to .json"]),
+    "a list as JSON lines": ("r.jsonl", '[{"text": "a"}]', ["row 1: holds a list, not an object", ".json file"]),
     "a number as a JSON line": ("r.jsonl", '{"text": "a"}\n3\n', ["row 2: holds a number, not an object"]),
     "mixed kinds": (
         "r.jsonl",
@@ -213,8 +211,8 @@ def test_missing_files(file):
         lambda: data.read(path.with_name("review.csv")), "review.csv: there is no such file", "closest", "reviews.csv"
     )
     refused(lambda: data.read(path.parent / "no" / "r.csv"), "no folder")
-    refused(lambda: data.read(path.parent), "written by save_to_disk", "it holds reviews.csv")
-    refused(lambda: data.read("no_such_thing"), "there is no such file", "owner/name")
+    refused(lambda: data.read(path.parent), "written by save_to_disk", "holds reviews.csv")
+    refused(lambda: data.read("no_such_thing"), "there is no such file", "Hub id")
     refused(lambda: data.read(path, split="train"), "reviews.csv: is one split already")
     refused(lambda: data.read(3), "got int")
 
@@ -306,11 +304,6 @@ BAD_TABLES = {
     "null label": ({"text": ["a", "b", "c"], "label": ["x", "y", None]}, {}, ["row 3: the label is missing"]),
     "NaN label": ({"text": ["a", "b", "c"], "label": [0.0, 1.0, float("nan")]}, {}, ["row 3: the label is missing"]),
     "one class": ({"text": ["a", "b"], "label": ["x", "x"]}, {}, ['every label is "x"', "two classes"]),
-    "mixed": (
-        {"text": list("abcd"), "label": ["x", "y", "3", "x"]},
-        {},
-        ['row 3: label "3", where most are like "x": numbers and text are mixed'],
-    ),
     "fraction": ({"text": ["a", "b"], "label": [0.5, 1]}, {}, ['row 1: label "0.5" has a fraction']),
     "spelling": (
         {"text": list("abcd"), "label": ["Spam", "spam", "ham", "spam"]},
@@ -322,7 +315,6 @@ BAD_TABLES = {
         {"labels": ["no", "yes"]},
         ['row 3: label "2" is not one of 0, 1'],
     ),
-    "label twice": ({"text": ["a", "b"], "label": [0, 1]}, {"labels": ["x", "x"]}, ["names one twice"]),
     "second text": (
         {"text": ["a", "b"], "other": ["", "c"], "label": [0, 1]},
         {"text": ("text", "other")},

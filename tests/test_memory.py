@@ -62,13 +62,6 @@ def test_canary_the_inside_of_the_libraries_is_where_it_was(name):
     assert pkgutil.resolve_name(name) is not None
 
 
-def test_canary_memory_says_that_it_does_not_know_a_library():
-    code = "import torch.utils._pytree as p; del p.tree_iter; from helpers import memory"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "helpers.memory does not know this version of a library (cannot import name 'tree_iter'" in process.stderr
-    assert "Install the one of constraints.txt" in process.stderr
-
-
 def test_canary_the_inside_of_the_libraries_does_what_it_did():
     assert memory._current_graph_task_id() == -1  # not in a backward pass
     tasks = []
@@ -556,7 +549,8 @@ def test_the_search_goes_past_what_is_impossible_and_ends_with_other_errors():
 
 
 @pytest.mark.parametrize(
-    ("device", "message"), [(0, "0 GiB is no size"), (-3, "no size"), ("tpu9", "neither GiB"), ("mps", "pass its GiB")]
+    ("device", "message"),
+    [(0, "0 is no size"), (-3, "no size"), ("tpu9", "no device of this machine"), ("mps", "pass GiB")],
 )
 def test_fits_refuses(device, message):
     with pytest.raises(ValueError, match=message):
@@ -568,7 +562,7 @@ def test_fits_refuses(device, message):
 
 def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-kind"}')
-    with pytest.raises(ValueError, match="has model_type 'no-such-kind', which this transformers lacks"):
+    with pytest.raises(ValueError, match=r"no-such-kind.*does not recognize"):
         memory.configuration(tmp_path)
 
 
@@ -582,7 +576,7 @@ def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
         (dict(batch=2.0), "batch is 2.0; pass a whole number"),
         (dict(gradient_accumulation_steps=True), "gradient_accumulation_steps is True"),
         (dict(length=513), "length 513 is over the 512 positions of BertConfig. Pass at most length=512"),
-        (dict(optim="adamw_torch_fusd"), "closest: adamw_torch_fused"),
+        (dict(optim="adamw_torch_fusd"), "cannot be predicted: adamw_torch_fused, "),
         (dict(dtype="float31"), '"float31" is none of torch'),
         (dict(dtype=torch.int8), "none of torch's for weights"),
         (dict(device="mps"), 'predictions are for "cuda" or "cpu"'),
@@ -596,7 +590,7 @@ def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
         (dict(quantization_config=BitsAndBytesConfig(load_in_8bit=True), peft=LORA, model=LLAMA), "load_in_4bit=True"),
         (
             dict(peft=peft.LoraConfig(target_modules=["quary"])),
-            "no layer named quary .closest: query.*classifier, dense",
+            "LoraConfig to Bert.*quary.*classifier, dense",
         ),
         (dict(peft=peft.PrefixTuningConfig(num_virtual_tokens=4)), "needs its task: pass task_type"),
         (

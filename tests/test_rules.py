@@ -281,6 +281,8 @@ def test_an_import_of_torch_is_caught(tmp_path):
 
 ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "adapters.check_four_bit": "four bits are the subject of 05 alone",
+    "metrics.Metric": "01 shows it beside evaluate.load, which needs a network",
+    "metrics.compare": "02 compares decodings on the same rows; the other lessons compare whole runs by their seeds",
     "metrics.for_tokens": "01 is the only lesson with a tag for each token",
     "metrics.perplexity": "02 says what the loss of a model that writes means",
     "plots.lengths": "01 chooses the longest text by it",

@@ -183,14 +183,11 @@ def test_every_problem_of_messages_is_in_one_error():
     message = refused(
         lambda: data.to_messages(chats(*rows)),
         "rows 2, 16: there are no messages",
-        "row 3: a role or a content is missing (null)",
+        "rows 3, 5: a message of the assistant is empty or null",
         'row 4: role "human" is not one of system, user, assistant. Rename',
-        "row 5: a message of the assistant is empty",
-        "row 6: a system message is not the first one",
-        "rows 7, 8: user and assistant do not take turns",
-        "rows 9, 10, 11, 12, 13 and 2 more: the last message is not an assistant's",
+        "rows 6, 7, 8, 9, 10 and 5 more: user and assistant do not take turns, the user first",
     )
-    assert "7 problems" in message
+    assert "4 problems" in message
     near = chats([{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}])
     refused(lambda: data.to_messages(near), "(closest: assistant)")
     refused(
@@ -221,8 +218,6 @@ def test_problems_of_columns():
     refused(lambda: data.to_messages(rows, prompt="question"), "belong together")
     message = refused(lambda: data.to_messages(rows), 'no column "messages"', "question, reply, n", "prompt=")
     assert '"{passage} {question}"' in message
-    typo = Dataset.from_dict({"instructions": ["a"], "output": ["b"]})
-    refused(lambda: data.to_messages(typo), 'closest to "instruction": instructions')
     empty = Dataset.from_dict({"instruction": ["a", "b"], "output": ["", "b"]})
     refused(lambda: data.to_messages({"train": empty, "test": empty}), "train, row 1", "test, row 1")
 
@@ -379,7 +374,7 @@ def test_templates_that_cannot_be_learnt_from(tokenizer, ending):
     says(no_end, "rows 1, 2: no special token ends the answer", "never learn to stop")
     says(tokenizer.chat_template, '"<|end|>" ends an answer', "pad token", "never learn to stop", pad_token="<|end|>")
     says("{{ raise_exception('No system role') }}", "refuses a conversation", "No system role")
-    refused(lambda: text.tokenize_chat(chats(talk("a")), tokenizer), "row 1: the last message is not an assistant's")
+    refused(lambda: text.tokenize_chat(chats(talk("a")), tokenizer), "row 1: user and assistant do not take turns")
 
 
 # ---- tokenize_pairs --------------------------------------------------------------------------------
