@@ -25,8 +25,11 @@ from pathlib import Path
 
 import ipywidgets
 import numpy
+import peft
+import torch
+import transformers
 
-from helpers import env, generate, plots, record
+from helpers import env, generate, memory, plots, record
 
 LABEL = {"description_width": "11.5em"}
 REDRAW_S, SHARE = 0.5, 0.1  # between two drawings of the live curve; of the processor, what they may take
@@ -396,7 +399,7 @@ class _Tuning(_Panel):
         started = time.perf_counter()
         try:
             with contextlib.suppress(Stopped):
-                self.result = self.train(**settings, callbacks=[_callback(self, stop)])
+                self.result = self.train(**settings, callbacks=[_Watch(self, stop)])
             outcome = "stopped" if stop.is_set() else "finished"
         finally:
             seconds = round(time.perf_counter() - started, 2)
@@ -506,33 +509,32 @@ def _defaults_without_control(train, ranges):
     return rest
 
 
-def _callback(panel, stop):
+class _Watch(transformers.TrainerCallback):
     """What a panel gives to the Trainer: it sees each step and each log, and can stop."""
-    from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **more):
-            panel._seen(state.global_step, state.max_steps, model)
+    def __init__(self, panel, stop):
+        self.panel, self.stop = panel, stop
 
-        def on_step_end(self, args, state, control, model=None, **more):
-            panel._seen(state.global_step, state.max_steps, model)
-            self.on_substep_end(args, state, control)
+    def on_train_begin(self, args, state, control, model=None, **more):
+        self.panel._seen(state.global_step, state.max_steps, model)
 
-        def on_substep_end(self, args, state, control, **more):
-            control.should_training_stop |= stop.is_set()
+    def on_step_end(self, args, state, control, model=None, **more):
+        self.panel._seen(state.global_step, state.max_steps, model)
+        self.on_substep_end(args, state, control)
 
-        def on_epoch_end(self, args, state, control, **more):
-            if stop.is_set():  # who presses Stop does not wait for an evaluation
-                control.should_evaluate = control.should_save = False
+    def on_substep_end(self, args, state, control, **more):
+        control.should_training_stop |= self.stop.is_set()
 
-        def on_prediction_step(self, args, state, control, **more):
-            if stop.is_set():
-                raise Stopped
+    def on_epoch_end(self, args, state, control, **more):
+        if self.stop.is_set():  # who presses Stop does not wait for an evaluation
+            control.should_evaluate = control.should_save = False
 
-        def on_log(self, args, state, control, logs=None, **more):
-            panel._curve.append({**logs, "step": state.global_step})
+    def on_prediction_step(self, args, state, control, **more):
+        if self.stop.is_set():
+            raise Stopped
 
-    return Watch()
+    def on_log(self, args, state, control, logs=None, **more):
+        self.panel._curve.append({**logs, "step": state.global_step})
 
 
 def _metrics(curve):
@@ -576,8 +578,6 @@ class _Fitting(_Panel):
     plain_errors, newest_wins = (ValueError,), True  # memory says what is wrong in a sentence
 
     def __init__(self, settings):
-        from helpers import memory
-
         model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=LABEL)
         model.tooltip, model.continuous_update = "a size of this list, a folder, or a Hub id", False
         model.layout.width = "27em"
@@ -600,8 +600,6 @@ class _Fitting(_Panel):
             control.observe(lambda _: self.start(), "value")
 
     def _work(self, settings, stop):
-        from helpers import memory
-
         if stop.wait(0.05):  # while a slider is dragged, only where it rests counts
             raise Stopped
         self._say(f"predicting: {_question(settings)} …")
@@ -627,8 +625,6 @@ class _Fitting(_Panel):
 
     def _predict(self, settings, stop):
         """The prediction, a known one if these settings were asked before; `Stopped` if nobody waits for it."""
-        from helpers import memory
-
         key = json.dumps({name: value for name, value in settings.items() if name != "gpu"})
         if key not in self._known:
             self._known[key] = memory.predict(**_arguments(settings))
@@ -657,9 +653,6 @@ def _question(settings):
 
 def _arguments(settings):
     """The settings of the panel as arguments of `memory.predict`."""
-    import peft
-    import transformers
-
     model, arguments = settings["model"], dict(PRECISIONS[settings["precision"]])
     if model in SHAPES:
         kind, sizes = SHAPES[model]
@@ -672,14 +665,9 @@ def _arguments(settings):
         four_bit = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
         compute = arguments.get("autocast") or arguments["dtype"]
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(**four_bit, bnb_4bit_compute_dtype=compute)
-    return arguments | {
-        "model": model,
-        "batch": settings["batch"],
-        "length": settings["length"],
-        "gradient_accumulation_steps": settings.get("gradient_accumulation_steps", 1),
-        "optim": settings["optimizer"],
-        "activation_checkpointing": settings["checkpointing"],
-    }
+    sizes = {name: settings[name] for name in ("batch", "length", "gradient_accumulation_steps") if name in settings}
+    checkpointing = {"activation_checkpointing": settings["checkpointing"]}
+    return arguments | sizes | checkpointing | {"model": model, "optim": settings["optimizer"]}
 
 
 # ---- decode ---------------------------------------------------------------------------------------------
@@ -724,8 +712,6 @@ class _Decoding(_Panel):
         self._set(settings)
 
     def _work(self, settings, stop):
-        import torch
-
         self._say("writing …")
         prompt, options = settings["prompt"], _options(settings)
         criteria = [lambda ids, _, **more: torch.full((len(ids),), stop.is_set(), device=ids.device)]
