@@ -32,7 +32,7 @@ import transformers
 from helpers import env, generate, memory, plots, record
 
 LABEL = {"description_width": "11.5em"}
-REDRAW_S, SHARE = 0.5, 0.1  # between two drawings of the live curve; of the processor, what they may take
+REDRAW_S, SHARE = 0.5, 0.1  # how often a run is looked at; how much of the processor its drawings may take
 POINTS = 5  # of a sweep over a range
 REQUIRED = inspect.Parameter.empty  # the default of a parameter that has none
 SHAPES = {  # sizes to ask about without a download: those of well-known models
@@ -394,7 +394,7 @@ class _Tuning(_Panel):
     def _run(self, settings, stop, place):
         """One run and its record; the record is written whatever happens."""
         self._place, self._curve, self._first, self.result, outcome = place, [], None, None, "failed"
-        self._earlier, self._next_drawing = list(self.records), 0.0
+        self._earlier, self._next_look, self._next_drawing = list(self.records), 0.0, 0.0
         self._say(f"{place}starting")
         started = time.perf_counter()
         try:
@@ -413,24 +413,26 @@ class _Tuning(_Panel):
             self._say(f"{place}{outcome} after {seconds:.1f} s, saved as {path.name}")
 
     def _seen(self, step, last, model):
-        """Called by the callback after each step: shows what can be seen of it, when a drawing is due."""
+        """Called by the callback after each step: shows what can be seen of it, not more often than REDRAW_S."""
         now, self.model = time.perf_counter(), model
         self._first = self._first or (now, step)
-        if now < self._next_drawing and step < last:
+        if now < self._next_look and step < last:
             return
+        self._next_look = now + REDRAW_S
         self.progress.max, self.progress.value = last, step
         began, first = self._first
         left = f", {(now - began) / (step - first) * (last - step):.0f} s left" if step > first else ""
         self._say(f"{self._place}step {step} of {last}{left}")
-        self._draw()
+        if time.process_time() >= self._next_drawing:
+            self._draw()
 
     def _draw(self):
-        """Shows the curve so far, and says when the next drawing is due: it costs some 0.1 s of the processor."""
+        """Shows the curve so far. That costs some 0.1 s of the processor, so the next drawing waits for its share."""
         began = time.thread_time()
         ends = {"training": _points(self._curve, "loss")[-1:], "validation": _points(self._curve, "eval_loss")[-1:]}
         words = [f"{name} loss {loss:.3f} at step {step}" for name, end in ends.items() for step, loss in end]
         self._show_chart(f"{', '.join(words) or 'no loss yet'}; {len(self._earlier)} earlier runs in grey")
-        self._next_drawing = time.perf_counter() + max(REDRAW_S, (time.thread_time() - began) / SHARE)
+        self._next_drawing = time.process_time() + (time.thread_time() - began) / SHARE
 
     def _chart(self, ax):
         """The loss over the steps, in front of earlier runs. A run that diverges does not flatten the others: what is
