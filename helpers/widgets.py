@@ -191,7 +191,7 @@ class _Panel:
         settings = [name for name in table if name in self.settings]
         texts = table[settings].astype(str)
         changed = texts.ne(texts.shift(-1).fillna(texts))  # the last row has none before it
-        marks = changed.replace({True: "font-weight: bold; background: #FFF2B2", False: ""})
+        marks = changed.replace({True: "font-weight: bold; background: #FFF2B2; color: black", False: ""})
         style = table.style.apply(lambda _: marks, axis=None, subset=settings).format(_text, escape="html")
         style.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
         style.set_table_styles([{"selector": "th, td", "props": "text-align: left !important"}])
