@@ -42,15 +42,15 @@ def texts(model, tokenizer, prompts, *, batch_size=16, return_stopped=False, **g
         raise ValueError("num_return_sequences: there is one text for each prompt. Repeat the prompt instead.")
     if isinstance(prompts, str):
         raise ValueError("prompts is one text, and a list is expected. Put it in brackets: [prompt].")
-    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": 48} | generation
-    ends = options.setdefault("eos_token_id", _end_ids(model, tokenizer))
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": 48, "eos_token_id": _end_ids(model, tokenizer)}
+    options |= generation
+    ends = options["eos_token_id"]
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     results = {}
     with _undisturbed(model):
         inputs = [_ids(model, tokenizer, prompt, number) for number, prompt in enumerate(prompts, 1)]
-        order = sorted(
-            range(len(inputs)), key=lambda i: -len(inputs[i])
-        )  # little padding; too long a prompt fails first
+        # the longest first: little padding, and too long a prompt fails at once
+        order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             results |= zip(batch, _generated(model, tokenizer, [inputs[i] for i in batch], options), strict=True)
@@ -130,26 +130,22 @@ def next_tokens(model, tokenizer, prompt, *, at=1, shown=10, **generation):
     >>> rows = next_tokens(model, tokenizer, "Is it good?", do_sample=True, top_k=2)
     >>> [row["kept"] > 0 for row in rows[:3]]
     [True, True, False]
-
-    Taught in notebooks/02_generation.ipynb, "Decode by hand".
     """
     import torch
 
     with _undisturbed(model):
         ids = torch.tensor([_ids(model, tokenizer, prompt, 1)]).to(model.device)
         options = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | generation
-        options["eos_token_id"] = _end_ids(model, tokenizer)
-        options |= {"num_beams": 1, "max_new_tokens": at, "return_dict_in_generate": True}
-        options |= {"output_logits": True, "output_scores": True}
+        options |= {"eos_token_id": _end_ids(model, tokenizer), "num_beams": 1, "max_new_tokens": at}
+        options |= {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
         generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     probabilities, kept = (scores[-1][0].float().softmax(-1) for scores in (generated.logits, generated.scores))
     if not options["do_sample"]:
         kept = torch.nn.functional.one_hot(kept.argmax(), len(kept)).float()
     after = tokenizer.decode(generated.sequences[0][-len(generated.logits) : -1])
-    columns = {"probability": probabilities, "kept": kept}
     return [
-        {"token": tokenizer.decode([i]), **{name: values[i].item() for name, values in columns.items()}, "after": after}
-        for i in probabilities.topk(min(shown, len(probabilities))).indices.tolist()
+        {"token": tokenizer.decode([i]), "probability": probabilities[i].item(), "kept": kept[i].item(), "after": after}
+        for i in probabilities.topk(min(shown, len(kept))).indices.tolist()
     ]
 
 
@@ -173,9 +169,7 @@ def compare(prompts, references, **answers):
     columns = {name: list(column) for name, column in (columns | answers).items()}
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
-        raise ValueError(
-            f"the columns have different lengths: {lengths}. Pass one of each for a prompt, in the same order."
-        )
+        raise ValueError(f"the columns have different lengths: {lengths}. Pass one per prompt, in the same order.")
     rows = []
     for prompt, reference, *texts in zip(*columns.values(), strict=True):
         row = {"prompt": _short(_question(prompt)), "reference": _short(reference)}

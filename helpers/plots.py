@@ -6,6 +6,7 @@ two greys) can be told apart by colour-blind readers. End a cell with `;` to hid
 """
 
 import math
+from collections import Counter
 
 COLOURS = {
     "weights": "#0072B2",
@@ -73,31 +74,29 @@ def confusion(counts, names, ax=None, *, title=None):
 
     Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
     """
+    import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
-    counts, n = _matrix(counts, list(names)), len(names)
-    totals = [sum(row) for row in counts]
-    shares = [[cell / total if total else 0.0 for cell in row] for row, total in zip(counts, totals, strict=True)]
+    names = list(names)
+    counts, n = _matrix(counts, names), len(names)
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
     ax = _axes(ax, (min(WIDTH + 2, 3.4 + 0.62 * n), min(WIDTH, 2.0 + 0.46 * n)))
     shade = LinearSegmentedColormap.from_list("share", ["#FFFFFF", "#9ECAE1", "#08306B"])
-    ax.imshow(shares, cmap=shade, vmin=0, vmax=1, aspect="auto")
-    for i, row in enumerate(counts):
-        for j, cell in enumerate(row):
-            text = f"{cell:,}\n{shares[i][j]:.0%}" if cell else ""
-            colour = "white" if shares[i][j] > 0.6 else "black"
-            ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=10 if n <= 6 else 8, linespacing=1.05)
+    cells = dict(cmap=shade, vmin=0, vmax=1, edgecolors="#DDDDDD", linewidth=0.8)
+    ax.pcolormesh(range(n), range(n), shares, **cells)
+    ax.invert_yaxis()
+    for (i, j), cell in np.ndenumerate(counts):
+        text = f"{cell:,}\n{shares[i, j]:.0%}" if cell else ""
+        colour = "white" if shares[i, j] > 0.6 else "black"
+        ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=10 if n <= 6 else 8, linespacing=1.05)
     slanted = n > 4 or max(len(name) for name in names) > 12
     turned = dict(rotation=35, ha="right") if slanted else dict(rotation=0, ha="center")
     ax.set_xticks(range(n), names, rotation_mode="anchor", **turned)
     ax.set_yticks(range(n), [f"{name} ({total:,})" for name, total in zip(names, totals, strict=True)])
     ax.tick_params(length=0)
-    ax.set_xticks([i - 0.5 for i in range(1, n)], minor=True)
-    ax.set_yticks([i - 0.5 for i in range(1, n)], minor=True)
-    ax.grid(which="minor", color="#DDDDDD", linewidth=0.8)
-    ax.tick_params(which="minor", length=0)
     _finish(ax, title, "predicted class (% of the true class)", "true class (rows)")
-    for side in ax.spines.values():
-        side.set_visible(False)
+    ax.spines[:].set_visible(False)
     return ax
 
 
@@ -160,8 +159,8 @@ def _score(ax, place, row, colour, guess):
 def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
     """Token counts of the rows, with the mean, the longest and, as a dashed line, where rows are cut.
 
-    `waste` is the share of the tokens that is padding, or a dict of such shares by way to pad, as in
-    `text.lengths(...).waste`: it is the title when you give none.
+    `waste` is the share of the tokens that is padding by way to pad, as in `text.lengths(...).waste`: it is the title
+    when you give none.
 
     >>> ax = lengths([5, 7, 9, 30], max_length=16, waste={"to max_length": 0.5, "to the longest": 0.25})
     >>> ax.get_title(loc="left")
@@ -186,9 +185,8 @@ def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
         ax.axvline(place, linestyle=style, color=colour, linewidth=1.4, label=label)
     ax.set_xlim(0, 1.05 * max(longest, max_length or 0))
     _legend(ax)
-    if title is None and waste is not None:
-        ways = waste.items() if isinstance(waste, dict) else [("", waste)]
-        title = "Padding: " + ", ".join(f"{share:.0%} {way}".strip() for way, share in ways)
+    if title is None and waste:
+        title = "Padding: " + ", ".join(f"{share:.0%} {way}" for way, share in waste.items())
     return _finish(ax, title, "tokens in a row" if step == 1 else f"tokens in a row (bars of {step})", "rows", grid="y")
 
 
@@ -232,8 +230,9 @@ def memory(bars, ax=None, *, title=None, capacity=None, source=None):
     ax.set_yticks(places, [f"{name}, {kind}" for name, kind, _ in rows])
     ax.set_ylim(place - 0.5 + legend, -0.9)
     ax.set_xlim(0, 1.14 * max(*totals, (capacity or 0) * GIB) / size)
-    _capacity(ax.axvline, capacity, size)
-    _parts_legend(ax, used)
+    _capacity(ax, capacity, size, upright=True)
+    handles = [_patch(PARTS[part][0], part, PARTS[part][1]) for part in used]
+    ax.legend(handles=handles, fontsize=9, ncols=2, loc="lower left", edgecolor="none")
     kinds = {kind for _, kind, _ in rows}
     how = " (hollow: predicted, solid: measured)" if len(kinds) == 2 else ""
     return _finish(ax, title, f"peak memory ({unit}){how}" + (f"\n{source}" if source else ""), None, grid="x")
@@ -256,13 +255,16 @@ def timeline(points, ax=None, *, title=None, predicted=None, capacity=None, sour
         raise ValueError("no points to draw. Pass the timeline of a measurement or a prediction.")
     ax, every = _axes(ax), [*points, *(predicted or ())]
     unit, size = _unit(max(point["bytes"] for point in every))
-    for left, width, point in _places(points):
-        ax.bar(left, point["bytes"] / size, width, align="edge", color=COLOURS[PHASES[point["phase"]]], linewidth=0)
-    for left, width, point in _places(predicted or ()):
-        edge = COLOURS["validation"]
-        ax.bar(left, point["bytes"] / size, width, align="edge", facecolor="none", edgecolor=edge, linewidth=1.2)
+    for bars, outlined in ((points, False), (predicted or (), True)):
+        n_phases, drawn = Counter(bar["step"] for bar in bars), Counter()
+        for bar in bars:  # those of a step share the place between it and the step before
+            step, width = bar["step"], 1 / n_phases[bar["step"]]
+            colour = "none" if outlined else COLOURS[PHASES[bar["phase"]]]
+            look = dict(facecolor=colour, edgecolor=COLOURS["validation"], linewidth=1.2 if outlined else 0)
+            ax.bar(step - 1 + drawn[step] * width, bar["bytes"] / size, width, align="edge", **look)
+            drawn[step] += 1
     ax.set_ylim(0, 1.25 * max(*(point["bytes"] for point in every), (capacity or 0) * GIB) / size)
-    _capacity(ax.axhline, capacity, size)
+    _capacity(ax, capacity, size)
     phases = dict.fromkeys(point["phase"] for point in points)
     handles = [_patch(COLOURS[PHASES[phase]], phase) for phase in phases]
     ax.legend(handles=handles, fontsize=9, ncols=4, loc="upper left", edgecolor="none", framealpha=0.85)
@@ -282,9 +284,11 @@ def sweep(predicted, ax=None, *, title=None, x="batch", measured=None, capacity=
     >>> ax.get_xlabel(), ax.get_ylabel()
     ('batch (rows)', 'peak memory (GiB)')
 
-    Taught in notebooks/03_full_fine_tuning.ipynb, "What would fit where".
+    Taught in notebooks/04_lora.ipynb, "Round 4: does it need less memory?".
     """
-    predicted, measured = (_by_name(values) for values in (predicted, measured or {}))
+    measured = measured or {}
+    if not any(isinstance(value, dict) for value in predicted.values()):  # one line, without a name
+        predicted, measured = {"": predicted}, {"": measured}
     every = [size for values in (*predicted.values(), *measured.values()) for size in values.values()]
     if not every:
         raise ValueError("no values to draw. Pass {1: bytes, 2: bytes, 4: bytes}.")
@@ -299,10 +303,10 @@ def sweep(predicted, ax=None, *, title=None, x="batch", measured=None, capacity=
                 ax.plot(sorted(values), [values[at] / size for at in sorted(values)], style, label=label, **line)
     ax.set_ylim(0, 1.1 * max(*every, (capacity or 0) * GIB) / size)
     ax.set_xlim(left=0)
-    _capacity(ax.axhline, capacity, size)
+    _capacity(ax, capacity, size)
     if names != [""]:
         _legend(ax)
-    how = " (hollow: predicted, solid: measured)" if measured else ""
+    how = " (hollow: predicted, solid: measured)" if any(measured.values()) else ""
     xlabel = {"batch": "batch (rows)", "length": "length (tokens)"}.get(x, x)
     return _finish(ax, title, xlabel + how, f"peak memory ({unit})", grid="both")
 
@@ -326,41 +330,21 @@ def _unit(largest):
     return ("GiB", GIB) if largest >= GIB else ("MiB", 2**20)
 
 
-def _capacity(draw, capacity, size):
-    if capacity is not None:
-        draw(capacity * GIB / size, linestyle="--", color=COLOURS["limit"], linewidth=1.4)
-        ax = draw.__self__
-        at = dict(transform=ax.get_yaxis_transform(), va="bottom", ha="right", x=0.99, y=capacity * GIB / size)
-        if draw.__name__ == "axvline":
-            at = dict(transform=ax.get_xaxis_transform(), va="top", ha="right", x=capacity * GIB / size, y=0.99)
-        ax.text(s=f" device: {capacity:g} GiB ", fontsize=9, color=COLOURS["limit"], **at)
+def _capacity(ax, capacity, size, upright=False):
+    """A dashed line where the device ends, and its size beside it."""
+    if capacity is None:
+        return
+    place, colour = capacity * GIB / size, COLOURS["limit"]
+    (ax.axvline if upright else ax.axhline)(place, linestyle="--", color=colour, linewidth=1.4)
+    at, axes = ((place, 0.99), ax.get_xaxis_transform()) if upright else ((0.99, place), ax.get_yaxis_transform())
+    text = dict(va="top" if upright else "bottom", ha="right", fontsize=9, color=colour)
+    ax.text(*at, f" device: {capacity:g} GiB ", transform=axes, **text)
 
 
 def _patch(colour, label, hatch=None):
     from matplotlib.patches import Patch
 
     return Patch(facecolor=colour, edgecolor="white", hatch=hatch, label=label)
-
-
-def _parts_legend(ax, parts):
-    handles = [_patch(PARTS[part][0], part, PARTS[part][1]) for part in parts]
-    ax.legend(handles=handles, fontsize=9, ncols=2, loc="lower left", edgecolor="none")
-
-
-def _places(points):
-    """(left, width, point): the points of a step share the space between it and the step before."""
-    counts, seen = {}, {}
-    for point in points:
-        counts[point["step"]] = counts.get(point["step"], 0) + 1
-    for point in points:
-        step, i = point["step"], seen.get(point["step"], 0)
-        seen[step] = i + 1
-        yield step - 1 + i / counts[step], 1 / counts[step], point
-
-
-def _by_name(values):
-    named = not values or any(isinstance(value, dict) for value in values.values())
-    return values if named else {"": values}
 
 
 def _axes(ax, size=(WIDTH, HEIGHT)):
@@ -403,18 +387,18 @@ def _row(row):
 
 
 def _matrix(counts, names):
-    """The matrix as lists of whole numbers, rows true; counted here from a tuple of predictions and references."""
+    """The counts as an array, rows true; counted here from a tuple of predictions and references."""
+    import numpy as np
+
     n = len(names)
-    if not isinstance(counts, tuple):
-        counts = [[int(cell) for cell in row] for row in counts]
-        if len(counts) != n or any(len(row) != n for row in counts):
-            raise ValueError(f"{n} names but a matrix of {len(counts)} rows: pass one name for each row and column.")
-        return counts
-    predictions, references = (list(side) for side in counts)
-    if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
-    matrix = [[0] * n for _ in names]
-    for prediction, reference in zip(predictions, references, strict=True):
-        i, j = (names.index(side) if isinstance(side, str) else int(side) for side in (reference, prediction))
-        matrix[i][j] += 1
-    return matrix
+    if isinstance(counts, tuple):
+        sides = [[names.index(label) if isinstance(label, str) else label for label in side] for side in counts]
+        predictions, references = (np.array(side, dtype=int) for side in sides)
+        if len(predictions) != len(references):
+            raise ValueError(f"{len(predictions)} predictions but {len(references)} references.")
+        counts = np.zeros((n, n), dtype=int)
+        np.add.at(counts, (references, predictions), 1)
+    counts = np.asarray(counts)
+    if counts.shape != (n, n):
+        raise ValueError(f"{n} names but a matrix of {len(counts)} rows: pass one name for each row and column.")
+    return counts

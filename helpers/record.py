@@ -7,7 +7,9 @@ Records are plain JSON, meant to be committed and published: keys are in a stabl
 line, and the folders of your machine stay out. Tables are pandas DataFrames: sort, filter and plot them as any other.
 """
 
+import contextlib
 import enum
+import itertools
 import json
 import math
 import numbers
@@ -18,7 +20,6 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-FIELDS = ("settings", "metrics", "seconds", "peak_gib", "machine", "versions")
 LOCAL_PATH = re.compile(r"(?:^|[\s'\"=:(,])(?:file:/|~[/\\]|[A-Za-z]:\\|/(?:[\w.@+-]+/)+[\w.@+-]*)")
 IN_MARKDOWN = str.maketrans({"|": "\\|", "\n": " "})
 
@@ -26,14 +27,14 @@ IN_MARKDOWN = str.maketrans({"|": "\\|", "\n": " "})
 # ---- Saving and loading ---------------------------------------------------------------------------------
 
 
-def save(
-    folder, name, *, settings, metrics, curve=None, seconds=None, peak_gib=None, machine=None, versions=None, **more
-):
+def save(folder, name, *, settings, metrics, curve=None, **more):
     """Writes one run to `<folder>/<name>.json`, or `<name>-2.json` and so on: never over another one. Returns the path.
 
-    `curve` is a list of dicts, such as `trainer.state.log_history`. Numbers of NumPy and torch become plain ones, NaN
-    and infinity become null (a diverged run is a result too), an `Interval` becomes its three numbers. Of a path of
-    this machine only the last part is kept. `ValueError` for what JSON cannot hold, and for a path within a text.
+    `curve` is a list of dicts, such as `trainer.state.log_history`; `more` is what else there is to say, such as
+    `seconds`, `peak_gib`, `machine=env.machine()`, `versions=env.versions()`; what is None is left out. Numbers of
+    NumPy and torch become plain ones, NaN and infinity become null (a diverged run is a result too), an `Interval`
+    becomes its three numbers. Of a path of this machine only the last part is kept. `ValueError` for what JSON cannot
+    hold, and for a path within a text.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -44,11 +45,8 @@ def save(
     Taught in notebooks/00_start_here.ipynb, "One small run".
     """
     if not re.fullmatch(r"\w[\w.+-]*", name) or name.endswith(".json"):
-        raise ValueError(
-            f'name "{name}": use letters, digits and . _ + - only, without .json, such as "lora-r8-seed0".'
-        )
-    fields = dict(zip(FIELDS, (settings, metrics, seconds, peak_gib, machine, versions), strict=True))
-    fields = fields | dict(sorted(more.items())) | {"curve": curve}
+        raise ValueError(f'name "{name}": use letters, digits and . _ + - only, without .json: "lora-r8-seed0".')
+    fields = {"settings": settings, "metrics": metrics, **dict(sorted(more.items())), "curve": curve}
     for key in ("settings", "metrics"):
         if not isinstance(fields[key], dict):
             raise ValueError(f"{key} is {type(fields[key]).__name__}; pass a dict of names and values.")
@@ -56,15 +54,12 @@ def save(
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
+    for number in itertools.count(1):
         path = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
-        try:
-            with path.open("x", encoding="utf-8", newline="\n") as file:  # "x" fails if the file exists already
-                file.write(text)
+        # "x" fails if the file exists, also if another process has just made it
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
             return path
-        except FileExistsError:
-            number += 1
 
 
 def load(path):
@@ -223,40 +218,8 @@ def table(records, columns):
     """
     columns = columns if isinstance(columns, dict) else _headings(columns)
     columns = {name: (heading, None) if isinstance(heading, str) else heading for name, heading in columns.items()}
-    runs = _flat(records, columns)
-    rows = [{heading: run.get(name) for name, (heading, _) in columns.items()} for run in runs]
-    return show(rows, {heading: spec for heading, spec in columns.values() if spec})
-
-
-def differences(records, metrics=()):
-    """What differs in the settings of some runs, their metrics, and the change of each metric from the run before.
-
-    `metrics` are dotted names.
-
-    >>> runs = [{"name": "a", "settings": {"rate": 2e-5, "seed": 0}, "metrics": {"accuracy": 0.81}},
-    ...         {"name": "b", "settings": {"rate": 5e-5, "seed": 0}, "metrics": {"accuracy": 0.84}}]
-    >>> differences(runs, ["metrics.accuracy"])
-    | name   |   rate |   accuracy |   change |
-    |:-------|-------:|-----------:|---------:|
-    | a      |  2e-05 |       0.81 |        — |
-    | b      |  5e-05 |       0.84 |   +0.030 |
-
-    Taught in notebooks/01_classification.ipynb, "Round 4: what did pre-training buy?".
-    """
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    runs = _flat(records, metrics)
-    settings = dict.fromkeys(name for run in runs for name in run if name.startswith("settings."))
-    settings = [name for name in settings if not any(isinstance(run.get(name), dict) for run in runs)]
-    differ = [name for name in settings if len({repr(run.get(name)) for run in runs}) > 1]
-    headings, rows = _headings(["name", *differ, *metrics]), []
-    changes = {name: "change" if len(metrics) == 1 else f"change of {headings[name]}" for name in metrics}
-    for before, run in zip([{}, *runs], runs, strict=False):  # there is none before the first
-        row = {headings[name]: run.get(name) for name in ("name", *differ)}
-        for name in metrics:
-            old, new = before.get(name), run.get(name)
-            row |= {headings[name]: new, changes[name]: None if old is None or new is None else new - old}
-        rows.append(row)
-    return show(rows, dict.fromkeys(changes.values(), "+.3f"))
+    rows = [{heading: run.get(name) for name, (heading, _) in columns.items()} for run in _flat(records, columns)]
+    return show(rows, dict(columns.values()))
 
 
 def summarise(records, by, metric):

@@ -20,18 +20,19 @@ import statistics
 import threading
 import time
 import traceback
-import zlib
-from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import ipywidgets
 import numpy
+import peft
+import torch
+import transformers
 
-from helpers import env, generate, plots, record
+from helpers import env, generate, memory, plots, record
 
 LABEL = {"description_width": "11.5em"}
-SIZE = dict(figsize=(7, 3), dpi=80)  # of every picture
-REDRAW_S = 0.22  # more than four drawings a second
+REDRAW_S, SHARE = 0.5, 0.1  # how often a run is looked at; how much of the processor its drawings may take
 POINTS = 5  # of a sweep over a range
 REQUIRED = inspect.Parameter.empty  # the default of a parameter that has none
 SHAPES = {  # sizes to ask about without a download: those of well-known models
@@ -68,15 +69,16 @@ class Stopped(Exception):
     """Ends an evaluation, a search or a generation when Stop was pressed or a newer question waits."""
 
 
-class Panel:
+class _Panel:
     """Controls, Start and Stop, a status, a picture and a table; one thread at a time, whose error `wait` raises.
 
-    A kind of panel gives the controls (name -> its widget and its row, from `_control`). Its `start` calls
-    `_begin(work)`; `work(stop)` may raise `Stopped` once `stop` is set, appends to `answers` and says how it went.
-    Its `_chart(ax)` draws the picture.
+    A kind of panel gives the controls (name -> its widget and its row, from `_control`). Its `_work(settings, stop)`
+    may raise `Stopped` once `stop` is set, appends to `answers` and says how it went. Its `_chart(ax)` draws the
+    picture.
     """
 
     plain_errors = ()  # errors whose message says all: shown without a traceback
+    newest_wins = False  # whether a start ends what runs; else it is refused
 
     def __init__(self, controls, css_class, button, *, before=(), live=(), below=()):
         self.controls = {name: control for name, (control, _) in controls.items()}
@@ -92,7 +94,10 @@ class Panel:
         result.layout.width = self.picture.layout.max_width = "565px"
         sides = ipywidgets.HBox([rows, result], layout={"flex_flow": "row wrap", "grid_gap": "0 1em"})
         self.box = ipywidgets.VBox([sides, self.problem, self.history, *below]).add_class(css_class)
-        self._say("ready")
+        self._say("ready.")
+
+    def __repr__(self):
+        return f"A panel to set {', '.join(self.controls)}: {self._said} Run this cell in JupyterLab to use it."
 
     def _repr_mimebundle_(self, **options):
         shown = self.box._repr_mimebundle_(**options) or {}
@@ -107,6 +112,11 @@ class Panel:
     def running(self):
         """Whether something runs now."""
         return self._thread is not None and self._thread.is_alive()
+
+    def start(self, **settings):
+        """Sets the controls, and works on what they are set to in the background."""
+        self._set(settings)
+        return self._begin(partial(self._work, self.settings))
 
     def stop(self):
         """Asks what runs to end, and what is queued not to begin; `wait` waits until it has."""
@@ -149,8 +159,7 @@ class Panel:
 
     def _existing(self, name):
         if name not in self.controls:
-            close = _closest(name, self.controls)
-            raise ValueError(f"there is no control {name}{close}; the controls are {', '.join(self.controls)}.")
+            raise ValueError(f"there is no control {name}; the controls are {', '.join(self.controls)}.")
         return self.controls[name]
 
     def _clicked(self):
@@ -160,35 +169,44 @@ class Panel:
             self._say(str(error))
 
     def _say(self, text):
-        self.status.value = f'<span role="status">{html.escape(text)}</span>'
-
-    def _show(self, png, text):
-        """Shows a picture; `text` is what it says, for who cannot see it."""
-        data = base64.b64encode(png).decode()
-        self.picture.value = f'<img alt="{html.escape(text)}" decoding="sync" src="data:image/png;base64,{data}">'
+        self._said, self.status.value = text, f'<span role="status">{html.escape(text)}</span>'
 
     def _show_chart(self, text):
-        """Shows the chart; without pyplot, so it is safe in a thread."""
+        """Shows the chart, without pyplot, so it is safe in a thread; `text` is what it says, for who cannot see it."""
         from matplotlib.figure import Figure
 
-        figure, file = Figure(**SIZE, layout="constrained"), io.BytesIO()
+        figure, file = Figure(figsize=(7, 3), dpi=80, layout="constrained"), io.BytesIO()
         self._chart(figure.subplots())
         figure.savefig(file, format="png")
-        self._show(file.getvalue(), text)
+        data = base64.b64encode(file.getvalue()).decode()
+        self.picture.value = f'<img alt="{html.escape(text)}" decoding="sync" src="data:image/png;base64,{data}">'
 
     def _show_history(self):
-        self.history.value = _history(self._rows(), self.settings)
-
-    def _refuse_a_second_run(self):
-        if self.running:
-            raise RuntimeError("a run is under way, so no second one is started. Stop it, or wait for its end.")
+        """The rows as a table, the last one first; a setting that differs from the row before is marked."""
+        rows = self._rows()[::-1]
+        if not rows:
+            self.history.value = "<p>no runs yet</p>"
+            return
+        table = record.show(rows).set_index("run").rename_axis(index=None, columns="run")
+        settings = [name for name in table if name in self.settings]
+        texts = table[settings].astype(str)
+        changed = texts.ne(texts.shift(-1).fillna(texts))  # the last row has none before it
+        marks = changed.replace({True: "font-weight: bold; background: #FFF2B2; color: black", False: ""})
+        style = table.style.apply(lambda _: marks, axis=None, subset=settings).format(_text, escape="html")
+        style.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+        style.set_table_styles([{"selector": "th, td", "props": "text-align: left !important"}])
+        table = style.set_table_attributes('class="panel-history"').to_html()
+        self.history.value = f'<div class="jp-RenderedHTMLCommon">{table}</div>'
 
     def _begin(self, work):
         """Runs `work` in a thread, once the thread before, which is stopped, has ended."""
+        if self.running and not self.newest_wins:
+            raise RuntimeError("a run is under way, so no second one is started. Stop it, or wait for its end.")
         self._stop.set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._guarded, args=(work, self._stop, self._thread), daemon=True)
         self._thread.start()
+        return self
 
     def _guarded(self, work, stop, thread_before):
         """Runs `work`; its error goes to the panel, since nobody sees an exception of a thread."""
@@ -210,29 +228,6 @@ class Panel:
             self.start_button.disabled, self.stop_button.disabled = False, True
 
 
-def _closest(name, names):
-    return "".join(f" (closest: {close})" for close in get_close_matches(name, names, 1))
-
-
-def _history(rows, settings):
-    """The rows as an HTML table, the last one first; a setting that differs from the row before is marked."""
-    import pandas
-
-    if not rows:
-        return "<p>no runs yet</p>"
-    cells = [{name: html.escape(_text(value)) for name, value in row.items()} for row in rows]
-    for before, row, texts in zip(rows, rows[1:], cells[1:], strict=False):
-        for name in settings.keys() & row.keys():
-            if row[name] != before[name]:
-                texts[name] = f"<mark><b>{texts[name]}</b></mark>"
-    frame = pandas.DataFrame(cells[::-1]).set_index("run").rename_axis(index=None, columns="run")
-    table = frame.to_html(escape=False, border=0, na_rep="—", classes="panel-history")
-    style = (
-        "<style>.panel-history {margin: 0 !important} .panel-history :is(td, th) {text-align: left !important}</style>"
-    )
-    return f'<div class="jp-RenderedHTMLCommon">{style}{table}</div>'
-
-
 def _text(value):
     return "—" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -250,7 +245,7 @@ def _control(name, values, default=REQUIRED):
     low, high = values
     whole = all(type(end) is int for end in values)
     box = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
-    text = box(min=low, max=high, step=1 if whole else None, layout={"width": "18em"}, **look)
+    text = box(min=low, max=high, layout={"width": "18em"}, **look)
     look = {"value": value, "readout": False, "tooltip": f"{name}: slider, arrow keys move it"}
     if _is_log(values):
         slider = ipywidgets.FloatLogSlider(min=math.log10(low), max=math.log10(high), step=0.05, **look)
@@ -338,10 +333,10 @@ def tune(train, *, folder=None, **ranges):
 
     Taught in notebooks/01_classification.ipynb, "Tune it by hand".
     """
-    return Tuning(train, folder, ranges)
+    return _Tuning(train, folder, ranges)
 
 
-class Tuning(Panel):
+class _Tuning(_Panel):
     """The panel of `tune`."""
 
     def __init__(self, train, folder, ranges):
@@ -349,7 +344,6 @@ class Tuning(Panel):
         self.folder = Path(folder or Path(os.environ.get("HELPERS_RUNS", "runs")) / "tune" / train.__name__)
         self.records = record.load(self.folder) if list(self.folder.glob("*.json")) else []
         self.result = self.model = self._first = None
-        self.drawing_s, self.drawings, self._drawn = 0.0, 0, 0.0  # processor seconds, how often, when
         parameters = inspect.signature(train).parameters
         ways = {"once": {}} | {f"sweep {name}": {"sweep": name} for name in ranges}
         if "seed" in parameters:
@@ -366,14 +360,10 @@ class Tuning(Panel):
         super().__init__(
             controls, "tuning-panel", "Start", before=[self.way], live=[self.progress], below=[using, self.code_text]
         )
-        *earlier, last = self.records or [{}]
-        self._curve, self._picture = last.get("curve", []), LiveCurve(earlier)  # a new panel shows the last run
+        *self._earlier, last = self.records or [{}]
+        self._curve = last.get("curve", [])  # a new panel shows the last run
         self._show_history()
         self._draw()
-
-    def __repr__(self):
-        ranges = ", ".join(f"{name}: {_range(values)}" for name, values in self.ranges.items())
-        return f"A panel to tune by hand ({ranges}). Run this cell in JupyterLab to use it."
 
     @property
     def settings(self):
@@ -382,7 +372,6 @@ class Tuning(Panel):
 
     def start(self, *, sweep=None, seeds=None, **settings):
         """Runs `train` in the background: once, over some seeds, or once for each value of a control."""
-        self._refuse_a_second_run()
         self._set(settings)
         if sweep is None and seeds is None:
             sweep, seeds = self.way.value.get("sweep"), self.way.value.get("seeds")
@@ -394,8 +383,7 @@ class Tuning(Panel):
             if "seed" not in self.settings:
                 raise ValueError("train has no parameter seed, so it cannot be repeated over seeds. Give it one.")
             queue = [{**run, "seed": run["seed"] + i} for run in queue for i in range(seeds)]
-        self._begin(lambda stop: self._run_all(queue, stop))
-        return self
+        return self._begin(partial(self._run_all, queue))
 
     def _run_all(self, queue, stop):
         for i, settings in enumerate(queue, 1):
@@ -406,12 +394,12 @@ class Tuning(Panel):
     def _run(self, settings, stop, place):
         """One run and its record; the record is written whatever happens."""
         self._place, self._curve, self._first, self.result, outcome = place, [], None, None, "failed"
-        self._picture = LiveCurve(self.records)
+        self._earlier, self._next_look, self._next_drawing = list(self.records), 0.0, 0.0
         self._say(f"{place}starting")
         started = time.perf_counter()
         try:
             with contextlib.suppress(Stopped):
-                self.result = self.train(**settings, callbacks=[_callback(self, stop)])
+                self.result = self.train(**settings, callbacks=[_Watch(self, stop)])
             outcome = "stopped" if stop.is_set() else "finished"
         finally:
             seconds = round(time.perf_counter() - started, 2)
@@ -425,23 +413,41 @@ class Tuning(Panel):
             self._say(f"{place}{outcome} after {seconds:.1f} s, saved as {path.name}")
 
     def _seen(self, step, last, model):
-        """Called by the callback after each step: what can be seen of it, not more often than REDRAW_S."""
+        """Called by the callback after each step: shows what can be seen of it, not more often than REDRAW_S."""
         now, self.model = time.perf_counter(), model
         self._first = self._first or (now, step)
-        if now - self._drawn < REDRAW_S and step < last:
+        if now < self._next_look and step < last:
             return
+        self._next_look = now + REDRAW_S
         self.progress.max, self.progress.value = last, step
         began, first = self._first
         left = f", {(now - began) / (step - first) * (last - step):.0f} s left" if step > first else ""
         self._say(f"{self._place}step {step} of {last}{left}")
-        self._draw(last)
+        if time.process_time() >= self._next_drawing:
+            self._draw()
 
-    def _draw(self, last=1):
-        """Shows the curve so far of a run of `last` steps; what that costs is added up."""
+    def _draw(self):
+        """Shows the curve so far. That costs some 0.1 s of the processor, so the next drawing waits for its share."""
         began = time.thread_time()
-        self._show(*self._picture.png(self._curve, last))
-        self._drawn, self.drawings = time.perf_counter(), self.drawings + 1
-        self.drawing_s += time.thread_time() - began
+        ends = {"training": _points(self._curve, "loss")[-1:], "validation": _points(self._curve, "eval_loss")[-1:]}
+        words = [f"{name} loss {loss:.3f} at step {step}" for name, end in ends.items() for step, loss in end]
+        self._show_chart(f"{', '.join(words) or 'no loss yet'}; {len(self._earlier)} earlier runs in grey")
+        self._next_drawing = time.process_time() + (time.thread_time() - began) / SHARE
+
+    def _chart(self, ax):
+        """The loss over the steps, in front of earlier runs. A run that diverges does not flatten the others: what is
+        above twice the usual loss at the start is cut off."""
+        ax.set_position((0.09, 0.16, 0.89, 0.74))  # a layout that is worked out takes half as long again
+        earlier = [run.get("curve") or [] for run in self._earlier]
+        for curve in earlier:
+            for key in ("loss", "eval_loss"):
+                ax.plot(*zip(*_points(curve, key), strict=True), color="#BBBBBB", linewidth=1)
+        if any(_points(self._curve, key) for key in ("loss", "eval_loss")):
+            plots.learning_curves(self._curve, ax)
+        starts = [loss for curve in [*earlier, self._curve] for _, loss in _points(curve, "loss")[:1]]
+        if starts:
+            ax.set_ylim(0, min(ax.get_ylim()[1], 2 * statistics.median(starts)))
+        return ax
 
     def _rows(self):
         return [
@@ -496,10 +502,8 @@ def _defaults_without_control(train, ranges):
     parameters = inspect.signature(train).parameters
     if "callbacks" not in parameters:
         raise ValueError(f"{train.__name__} has no parameter callbacks. Add it, and pass it to Trainer(callbacks=...).")
-    for name in ranges:
-        if name not in parameters:
-            close = _closest(name, parameters)
-            raise ValueError(f"{train.__name__} has no parameter {name}{close}: it has {', '.join(parameters)}.")
+    if unknown := ", ".join(name for name in ranges if name not in parameters):
+        raise ValueError(f"{train.__name__} has no parameter {unknown}: it has {', '.join(parameters)}.")
     rest = {name: one.default for name, one in parameters.items() if name not in (*ranges, "callbacks")}
     missing = [name for name, default in rest.items() if default is REQUIRED]
     if missing:
@@ -507,37 +511,32 @@ def _defaults_without_control(train, ranges):
     return rest
 
 
-def _range(values):
-    return f"{values[0]:g} to {values[1]:g}" if isinstance(values, tuple) else str(values)
-
-
-def _callback(panel, stop):
+class _Watch(transformers.TrainerCallback):
     """What a panel gives to the Trainer: it sees each step and each log, and can stop."""
-    from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **more):
-            panel._seen(state.global_step, state.max_steps, model)
+    def __init__(self, panel, stop):
+        self.panel, self.stop = panel, stop
 
-        def on_step_end(self, args, state, control, model=None, **more):
-            panel._seen(state.global_step, state.max_steps, model)
-            self.on_substep_end(args, state, control)
+    def on_train_begin(self, args, state, control, model=None, **more):
+        self.panel._seen(state.global_step, state.max_steps, model)
 
-        def on_substep_end(self, args, state, control, **more):
-            control.should_training_stop |= stop.is_set()
+    def on_step_end(self, args, state, control, model=None, **more):
+        self.panel._seen(state.global_step, state.max_steps, model)
+        self.on_substep_end(args, state, control)
 
-        def on_epoch_end(self, args, state, control, **more):
-            if stop.is_set():  # who presses Stop does not wait for an evaluation
-                control.should_evaluate = control.should_save = False
+    def on_substep_end(self, args, state, control, **more):
+        control.should_training_stop |= self.stop.is_set()
 
-        def on_prediction_step(self, args, state, control, **more):
-            if stop.is_set():
-                raise Stopped
+    def on_epoch_end(self, args, state, control, **more):
+        if self.stop.is_set():  # who presses Stop does not wait for an evaluation
+            control.should_evaluate = control.should_save = False
 
-        def on_log(self, args, state, control, logs=None, **more):
-            panel._curve.append({**logs, "step": state.global_step})
+    def on_prediction_step(self, args, state, control, **more):
+        if self.stop.is_set():
+            raise Stopped
 
-    return Watch()
+    def on_log(self, args, state, control, logs=None, **more):
+        self.panel._curve.append({**logs, "step": state.global_step})
 
 
 def _metrics(curve):
@@ -547,74 +546,9 @@ def _metrics(curve):
     return {k: v for k, v in last.items() if k.startswith(("eval_", "train_loss")) and not k.endswith(timed)}
 
 
-class LiveCurve:
-    """The loss over the steps in front of earlier runs, as a picture that is cheap to draw again and again.
-
-    The axes and the earlier runs are drawn only when a point lies outside (some 50 ms). On that picture, which is kept,
-    go the lines of the run (1 ms, and 5 ms for the PNG). What is above twice the lowest start of a run is cut off, so
-    that a run that diverges does not flatten the others.
-    """
-
-    def __init__(self, earlier):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self._canvas = FigureCanvasAgg(Figure(**SIZE))
-        self._ax = self._canvas.figure.add_axes((0.09, 0.16, 0.89, 0.74))
-        self._ax.set(xlabel="optimizer step", ylabel="loss (nats)")
-        self._ax.spines[["top", "right"]].set_visible(False)
-        self._ax.grid(color="#E5E5E5", linewidth=0.8)
-        self._axes_picture, self._right, self._top, self._n_earlier = None, 0.0, 0.0, len(earlier)
-        for i, run in enumerate(earlier):
-            self._add_lines(run.get("curve") or [], "earlier runs" if i == 0 else None, color="#BBBBBB", linewidth=1)
-        self._training, self._validation = self._add_lines([], linewidth=2, animated=True)
-        self._training.set(color=plots.COLOURS["train"], label="training")
-        self._validation.set(color=plots.COLOURS["validation"], label="validation", marker="o", markersize=4)
-        self._ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9, edgecolor="none")
-
-    def _add_lines(self, curve, label=None, **look):
-        training, validation = (self._ax.plot(*_points(curve, key), **look)[0] for key in ("loss", "eval_loss"))
-        training.set_label(label)
-        return training, validation
-
-    def png(self, curve, last):
-        """The picture with the curve so far of a run of `last` steps, and in words what it shows."""
-        from matplotlib.image import imsave
-
-        self._training.set_data(*_points(curve, "loss"))
-        self._validation.set_data(*_points(curve, "eval_loss"))
-        self._make_room(last)
-        self._canvas.restore_region(self._axes_picture)
-        words = []
-        for line in (self._training, self._validation):
-            self._ax.draw_artist(line)
-            for step, loss in list(zip(*line.get_data(), strict=True))[-1:]:
-                words.append(f"{line.get_label()} loss {loss:.3f} at step {step:.0f}")
-        file = io.BytesIO()
-        imsave(
-            file, self._canvas.buffer_rgba(), format="png", pil_kwargs={"compress_type": zlib.Z_RLE}
-        )  # fast, and as small
-        return file.getvalue(), f"{', '.join(words) or 'no loss yet'}; {self._n_earlier} earlier runs in grey"
-
-    def _make_room(self, last):
-        """Draws the axes if they are not drawn yet, or if a point lies outside."""
-        lines = [line.get_data() for line in self._ax.get_lines()]
-        starts = [losses[0] for _, losses in lines[::2] if len(losses)]  # of training, not of validation
-        cap = 2 * statistics.median(starts) if starts else math.inf
-        right = max([last, *(steps[-1] for steps, _ in lines if len(steps))])
-        top = min(cap, max([0.0, *(max(losses) for _, losses in lines if len(losses))]))
-        if self._axes_picture is None or right > self._right or top > self._top:
-            self._right, self._top = right, 1.05 * top
-            self._ax.set(xlim=(0, right), ylim=(0, self._top or 1))
-            self._canvas.draw()
-            self._axes_picture = self._canvas.copy_from_bbox(self._canvas.figure.bbox)
-
-
-def _points(curve, key, most=200):
-    """The steps and the finite losses of a curve, at most some `most` of them."""
-    rows = [row for row in curve if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
-    rows = rows[:: -(-len(rows) // most) or 1]
-    return [row["step"] for row in rows], [row[key] for row in rows]
+def _points(curve, key):
+    """(step, loss) of the finite losses of a curve."""
+    return [(row["step"], row[key]) for row in curve if row.get(key) is not None and math.isfinite(row[key])]
 
 
 # ---- will_it_fit ----------------------------------------------------------------------------------------
@@ -637,17 +571,15 @@ def will_it_fit(**settings):
 
     Taught in notebooks/03_full_fine_tuning.ipynb, "Will it fit? Play".
     """
-    return Fitting(settings)
+    return _Fitting(settings)
 
 
-class Fitting(Panel):
+class _Fitting(_Panel):
     """The panel of `will_it_fit`."""
 
-    plain_errors = (ValueError,)  # memory says what is wrong in a sentence
+    plain_errors, newest_wins = (ValueError,), True  # memory says what is wrong in a sentence
 
     def __init__(self, settings):
-        from helpers import memory
-
         model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=LABEL)
         model.tooltip, model.continuous_update = "a size of this list, a folder, or a Hub id", False
         model.layout.width = "27em"
@@ -669,20 +601,7 @@ class Fitting(Panel):
         for control in self.controls.values():
             control.observe(lambda _: self.start(), "value")
 
-    def __repr__(self):
-        answer = f" {self._sentence()}" if self.fit else ""
-        return f"A panel that predicts memory.{answer} Run this cell in JupyterLab to use it."
-
-    def start(self, **settings):
-        """Predicts for these settings in the background; a prediction under way is dropped."""
-        self._set(settings)
-        settings = self.settings
-        self._begin(lambda stop: self._answer(settings, stop))
-        return self
-
-    def _answer(self, settings, stop):
-        from helpers import memory
-
+    def _work(self, settings, stop):
         if stop.wait(0.05):  # while a slider is dragged, only where it rests counts
             raise Stopped
         self._say(f"predicting: {_question(settings)} …")
@@ -708,10 +627,7 @@ class Fitting(Panel):
 
     def _predict(self, settings, stop):
         """The prediction, a known one if these settings were asked before; `Stopped` if nobody waits for it."""
-        from helpers import memory
-
-        unused = ("gpu", "rank") if settings["method"] == "full" else ("gpu",)
-        key = json.dumps({name: value for name, value in settings.items() if name not in unused})
+        key = json.dumps({name: value for name, value in settings.items() if name != "gpu"})
         if key not in self._known:
             self._known[key] = memory.predict(**_arguments(settings))
         if stop.is_set():
@@ -739,9 +655,6 @@ def _question(settings):
 
 def _arguments(settings):
     """The settings of the panel as arguments of `memory.predict`."""
-    import peft
-    import transformers
-
     model, arguments = settings["model"], dict(PRECISIONS[settings["precision"]])
     if model in SHAPES:
         kind, sizes = SHAPES[model]
@@ -754,14 +667,9 @@ def _arguments(settings):
         four_bit = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
         compute = arguments.get("autocast") or arguments["dtype"]
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(**four_bit, bnb_4bit_compute_dtype=compute)
-    return arguments | {
-        "model": model,
-        "batch": settings["batch"],
-        "length": settings["length"],
-        "gradient_accumulation_steps": settings.get("gradient_accumulation_steps", 1),
-        "optim": settings["optimizer"],
-        "activation_checkpointing": settings["checkpointing"],
-    }
+    sizes = {name: settings[name] for name in ("batch", "length", "gradient_accumulation_steps") if name in settings}
+    checkpointing = {"activation_checkpointing": settings["checkpointing"]}
+    return arguments | sizes | checkpointing | {"model": model, "optim": settings["optimizer"]}
 
 
 # ---- decode ---------------------------------------------------------------------------------------------
@@ -785,10 +693,10 @@ def decode(model, tokenizer, prompt="", **settings):
 
     Taught in notebooks/02_generation.ipynb, "Decode by hand".
     """
-    return Decoding(model, tokenizer, {"prompt": prompt, **settings})
+    return _Decoding(model, tokenizer, {"prompt": prompt, **settings})
 
 
-class Decoding(Panel):
+class _Decoding(_Panel):
     """The panel of `decode`."""
 
     def __init__(self, model, tokenizer, settings):
@@ -805,20 +713,7 @@ class Decoding(Panel):
         super().__init__({"prompt": (prompt, prompt), **controls}, "decoding-panel", "Generate")
         self._set(settings)
 
-    def __repr__(self):
-        return "A panel to try decoding settings. Run this cell in JupyterLab to use it."
-
-    def start(self, **settings):
-        """Writes one answer in the background."""
-        self._refuse_a_second_run()
-        self._set(settings)
-        settings = self.settings
-        self._begin(lambda stop: self._write(settings, stop))
-        return self
-
-    def _write(self, settings, stop):
-        import torch
-
+    def _work(self, settings, stop):
         self._say("writing …")
         prompt, options = settings["prompt"], _options(settings)
         criteria = [lambda ids, _, **more: torch.full((len(ids),), stop.is_set(), device=ids.device)]

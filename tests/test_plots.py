@@ -28,7 +28,11 @@ CHARTS = {
     "confusion of 10": (plots.confusion, [np.arange(100).reshape(10, 10), INTENTS], {}),
     "scores": (plots.scores, [SCORES], {"chance": 1 / 3, "predicted": {"fine-tuned": 0.9}}),
     "scores in groups": (plots.scores, [{"same wording": SCORES, "handwritten": SCORES}], {"chance": 1 / 3}),
-    "lengths": (plots.lengths, [np.random.default_rng(0).integers(3, 200, 500)], {"max_length": 128, "waste": 0.4}),
+    "lengths": (
+        plots.lengths,
+        [np.random.default_rng(0).integers(3, 200, 500)],
+        {"max_length": 128, "waste": {"to max_length": 0.4}},
+    ),
 }
 
 
@@ -69,7 +73,7 @@ def test_chart_draws_on_the_ax_it_is_given(chart):
     ax = figure.subplots()
     assert function(*inputs, ax=ax, **options) is ax
     assert not plt.get_fignums()
-    assert ax.get_title(loc="left") == ("Padding: 40%" if chart == "lengths" else "")
+    assert ax.get_title(loc="left") == ("Padding: 40% to max_length" if chart == "lengths" else "")
 
 
 def test_colours_have_one_meaning_each():
@@ -108,6 +112,8 @@ def test_confusion_counts_rows_as_true_classes():
         plots.confusion([[1, 2], [0, 1]], [*names, "maybe"])
     with pytest.raises(ValueError, match="1 predictions but 2 references"):
         plots.confusion(([0], [0, 1]), names)
+    with pytest.raises(IndexError):
+        plots.confusion(([0], [2]), names)
 
 
 def test_confusion_of_a_class_without_rows():

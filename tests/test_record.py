@@ -280,23 +280,6 @@ def test_table_headings_formats_and_errors():
         record.table(runs, ["f1"])
 
 
-def test_differences_show_what_changed():
-    runs = [
-        run(name="full", settings={"rate": 2e-5, "seed": 0, "model": "tiny"}, metrics={"accuracy": 0.8, "f1": 0.7}),
-        run(
-            name="lora",
-            settings={"rate": 2e-4, "seed": 0, "model": "tiny", "lora": {"r": 8}},
-            metrics={"accuracy": 0.7},
-        ),
-    ]
-    table = record.differences(runs, ["metrics.accuracy", "metrics.f1"])
-    assert list(table) == ["name", "rate", "lora.r", "accuracy", "change of accuracy", "f1", "change of f1"]
-    first, second = table.to_dict("records")
-    assert second["change of accuracy"] == pytest.approx(-0.1)
-    assert first["change of accuracy"] is second["change of f1"] is None
-    assert "-0.100" in str(table)
-
-
 def test_summarise_over_seeds():
     runs = [
         run(settings={"rate": rate, "seed": seed}, metrics={"accuracy": value})

@@ -288,7 +288,6 @@ ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "plots.lengths": "01 chooses the longest text by it",
     "plots.timeline": "03 shows where in a step the memory goes",
     "preflight.check": "08 breaks trainings, and this call finds out how",
-    "record.differences": "03 takes the pairs of a sweep apart; rows are compared by metrics.compare",
     "text.align_labels": "01 is the only lesson with a tag for each token",
     "text.lengths": "01 chooses the longest text by it",
     "text.tokenize_pairs": "02 is the only lesson with an encoder-decoder",
