@@ -55,14 +55,11 @@ class Plan:
         return self.trainable / self.total
 
     def __repr__(self):
-        width = max([len(row["layer"]) for row in self.rows], default=0)
-        lines = [f"{self.title}: {self.trainable:,} of {self.total:,} parameters ({self.share:.3%})"]
-        for row in self.rows:
-            whole = "  whole" if row["whole"] else ""
-            lines.append(
-                f"  {row['layer']:{width}}  {row['layers']:3} x {row['shape']:13} {row['trained']:>11,}{whole}"
-            )
-        return "\n".join(lines)
+        import pandas as pd
+
+        title = f"{self.title}: {self.trainable:,} of {self.total:,} parameters ({self.share:.3%})"
+        table = pd.DataFrame(self.rows, columns=["layer", "layers", "shape", "trained", "whole"]).set_index("layer")
+        return f"{title}\n{table.to_string(index_names=False, formatters={'trained': '{:,}'.format})}"
 
 
 def plan(model, peft):
@@ -76,12 +73,13 @@ def plan(model, peft):
     >>> from transformers import BertConfig
     >>> plan(BertConfig(num_hidden_layers=2), LoraConfig(task_type="SEQ_CLS", target_modules=["query", "dense"]))
     LoraConfig on BertForSequenceClassification: 185,858 of 38,790,916 parameters (0.479%)
-      bert.encoder.layer.*.attention.self.query      2 x 768x768            24,576
-      bert.encoder.layer.*.attention.output.dense    2 x 768x768            24,576
-      bert.encoder.layer.*.intermediate.dense        2 x 3072x768           61,440
-      bert.encoder.layer.*.output.dense              2 x 768x3072           61,440
-      bert.pooler.dense                              1 x 768x768            12,288
-      classifier                                     1 x 2x768               1,538  whole
+                                                 layers     shape trained  whole
+    bert.encoder.layer.*.attention.self.query         2   768x768  24,576  False
+    bert.encoder.layer.*.attention.output.dense       2   768x768  24,576  False
+    bert.encoder.layer.*.intermediate.dense           2  3072x768  61,440  False
+    bert.encoder.layer.*.output.dense                 2  768x3072  61,440  False
+    bert.pooler.dense                                 1   768x768  12,288  False
+    classifier                                        1     2x768   1,538   True
 
     Taught in notebooks/04_lora.ipynb, "Round 2: which layers did you just name?".
     """
@@ -152,32 +150,30 @@ def _candidates(network):
 
 def _check_targets(network, config):
     """Every target must be the name, or the end of the name, of a layer; peft asks that of one of them only."""
-    targets = getattr(config, "target_modules", None)
+    targets = getattr(config, "target_modules", None) or "all-linear"
     names = [name for name, _ in network.named_modules()]
-    if targets is None or targets == "all-linear":
-        return
     if isinstance(targets, str):
-        missing = [] if any(re.fullmatch(targets, name) for name in names) else [targets]
+        matches = targets == "all-linear" or any(re.fullmatch(targets, name) for name in names)
+        missing = [] if matches else [targets]
     else:
         missing = [end for end in sorted(targets) if not any(f".{name}".endswith(f".{end}") for name in names)]
     if missing:
-        close = [match for name in missing for match in get_close_matches(name, _candidates(network), 1)]
-        hint = f" (closest: {', '.join(close)})" if close else ""
+        close = ", ".join(match for name in missing for match in get_close_matches(name, _candidates(network), 1))
+        hint = f" (closest: {close})" if close else ""
         raise ValueError(f"{type(network).__name__} has no layer named {', '.join(missing)}{hint}. {_choice(network)}")
 
 
 def _check_ranks(wrapped):
     """A product of two thin matrices has at most the rank of the full one; beyond it they are thin no more."""
-    sides, messages = [], {}
+    too_large = {}  # each kind of layer once, with its smaller side
     for name, layer in wrapped.named_modules():
         if isinstance(getattr(layer, "r", None), dict) and hasattr(layer, "in_features"):
             rank, side = max(layer.r.values()), min(layer.in_features, layer.out_features)
             if rank > side:
-                sides.append(side)
-                messages[f"{name.rpartition('.')[2]}: rank {rank}, smaller side {side}"] = None  # each kind once
-    if sides:
+                too_large[f"{name.rpartition('.')[2]}: rank {rank}, smaller side {side}"] = side
+    if too_large:
         raise ValueError(
-            f"the rank is larger than the matrix ({', '.join(messages)}). Pass r={min(sides)} or less, "
+            f"the rank is larger than the matrix ({', '.join(too_large)}). Pass r={min(too_large.values())} or less, "
             "a rank_pattern, or leave these layers out of target_modules."
         )
 
@@ -218,20 +214,16 @@ def check_four_bit(device="cpu"):
 
     try:
         import bitsandbytes
-    except ImportError as error:
-        raise ValueError(
-            "bitsandbytes is not installed, so no 4-bit weights can be trained. It has packages for Linux, Windows and "
-            "macOS: `pip install bitsandbytes`. LoRA on a base of 16 bits needs none (notebook 04)."
-        ) from error
-    try:
+
         layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4").to(device)
         rows = torch.ones(2, 64, device=device, requires_grad=True)
         layer(rows).sum().backward()
         rows.grad.sum().item()
-    except (RuntimeError, NotImplementedError, AssertionError, AttributeError) as error:
+    except (ImportError, RuntimeError, AssertionError, AttributeError) as error:
         raise ValueError(
-            f'bitsandbytes {bitsandbytes.__version__} has no 4-bit kernel that works on "{device}": {error}. Train on '
-            "a device that it supports (`python -m bitsandbytes` says what it finds), or use LoRA without quantisation."
+            f'bitsandbytes cannot train on 4-bit weights on "{device}": {error}. If it is missing, `pip install '
+            "bitsandbytes` (Linux, Windows, macOS); `python -m bitsandbytes` says which devices it supports. LoRA "
+            "without quantisation needs none (notebook 04)."
         ) from error
 
 
