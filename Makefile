@@ -1,6 +1,7 @@
-# make lab    open the curriculum          make test       everything that must pass
+# make lab    open the curriculum          make test       what must pass before each commit
 # make check  ruff and unit tests          make notebooks  re-execute all notebooks, write clean outputs
 # make bench  benchmarks                   make constraints  write the pins of what is installed
+# make release  everything, with all combinations; takes hours and writes data/results/release.json
 BIN := .venv/bin
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -10,14 +11,14 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-.PHONY: lab test check notebooks bench constraints
+.PHONY: lab test check notebooks bench release constraints
 lab: .venv/ready
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --ip=127.0.0.1 $(ROOT_FLAG) $(LAB_OPTIONS)
 
 test: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python tests/notebooks.py with-solutions .build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests helpers .build --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile --durations=8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests helpers .build --nbval-lax --nbval-current-env --nbval-cell-timeout=180 -n 2 --dist loadfile --no-loadscope-reorder --durations=8
 
 check: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -27,8 +28,10 @@ notebooks: .venv/ready
 	$(BIN)/python tests/notebooks.py execute notebooks/*.ipynb
 
 bench: .venv/ready
-	$(BIN)/python tests/bench.py && $(BIN)/python tests/bench_generation.py && $(BIN)/python tests/bench_adapters.py
-	$(BIN)/python tests/bench_memory.py
+	for file in tests/bench*.py; do $(BIN)/python $$file || exit 1; done
+
+release: .venv/ready
+	$(BIN)/python tests/release.py
 
 constraints: .venv/ready
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -7,10 +7,11 @@
 | `metrics`  | `evaluate.Metric` modules that need no network, intervals, `compute_metrics`            |
 | `memory`   | the peak of a training and its parts: predicted without weights, measured while it runs |
 | `generate` | what a model writes for a list of prompts, in batches; answers side by side             |
-| `adapters` | what an adapter would train, whether a saved one fits, its life from saving to merging  |
+| `adapters` | what an adapter would train, whether a saved one fits, whether 4-bit training works     |
 | `record`   | save, load and tabulate runs                                                            |
 | `plots`    | takes numbers and an `ax`, returns the `ax`                                             |
 | `widgets`  | panels: tune by hand, will it fit, decode; each works from code too                     |
-| `checks`   | exercise checks that name the mistake; `checks.preflight`, what is wrong with a run     |
+| `checks`   | exercise checks that name the mistake                                                   |
+| `preflight`| what is wrong with a training, before it runs                                           |
 | `new`      | a project of your own, from a task, a model and your data                               |
 """

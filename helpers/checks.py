@@ -1,13 +1,13 @@
 """Checks for the exercises: they say what is right, and name the mistake where it is a known one.
 
 A placeholder is `...` (for a number) or a function whose body is `...`; a check answers "not tried yet" to both, so
-that a notebook runs from top to bottom before any exercise is solved. `preflight` checks a training before it runs.
+that a notebook runs from top to bottom before any exercise is solved.
 """
 
 import math
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from .preflight import preflight as preflight
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ def number(answer, expected, *, tolerance=0.01, mistakes=None):
     >>> number(96, 96).passed
     True
     >>> number("96 steps", 96)
-    Not yet: "96 steps" is a str; a plain number is wanted.
+    Not yet: "96 steps" is a str; it should be a plain number.
 
     Taught in notebooks/00_start_here.ipynb, "How an exercise works".
     """
     if answer is ... or answer is None:
         return NOT_TRIED
     if isinstance(answer, bool) or not _is_number(answer):
-        return Check(False, f'Not yet: "{answer}" is a {type(answer).__name__}; a plain number is wanted.')
+        return Check(False, f'Not yet: "{answer}" is a {type(answer).__name__}; it should be a plain number.')
     if math.isclose(answer, expected, rel_tol=tolerance, abs_tol=1e-9):
         return Check(True, f"Right: {answer:g}.")
     for wrong, why in (mistakes or {}).items():
@@ -83,33 +83,29 @@ def function(answer, cases):
         return NOT_TRIED
     for arguments, expected, about in cases:
         try:
-            given = answer(*arguments)
+            result = answer(*arguments)
         except Exception as error:  # the reader's code: whatever it raises is their message
             return Check(False, f"Not yet, on {about}: {_call(arguments)} raised {type(error).__name__}: {error}.")
-        if given is None or given is ...:
+        if result is None or result is ...:
             return NOT_TRIED
-        if not _same(given, expected):
+        if not _same(result, expected):
             return Check(
-                False, f"Not yet, on {about}: for {_call(arguments)} it gave {given!r}, expected {expected!r}."
+                False, f"Not yet, on {about}: for {_call(arguments)} it gave {result!r}, expected {expected!r}."
             )
     return Check(True, f"Right: all {len(cases)} cases.")
 
 
 def _call(arguments):
-    text = repr(arguments)
-    return text if len(text) < 200 else text[:197] + "..."
+    return textwrap.shorten(repr(arguments), 200, placeholder="...")
 
 
-def _same(given, expected):
-    if _is_number(given) and _is_number(expected):
-        return math.isclose(given, expected, rel_tol=1e-6, abs_tol=1e-9)
-    if isinstance(expected, (list, tuple)) and not isinstance(given, str):
-        try:
-            given = list(given)
-        except TypeError:
-            return False
-        return len(given) == len(expected) and all(_same(g, e) for g, e in zip(given, expected, strict=True))
-    return given == expected
+def _same(result, expected):
+    if _is_number(result) and _is_number(expected):
+        return math.isclose(result, expected, rel_tol=1e-6, abs_tol=1e-9)
+    if isinstance(expected, (list, tuple)) and isinstance(result, Iterable) and not isinstance(result, str):
+        items = list(result)
+        return len(items) == len(expected) and all(map(_same, items, expected))
+    return result == expected
 
 
 def reached(answer, least, *, what="validation accuracy", mistakes=()):
@@ -124,8 +120,8 @@ def reached(answer, least, *, what="validation accuracy", mistakes=()):
     """
     if answer is ... or answer is None:
         return NOT_TRIED
-    for found, why in mistakes:
-        if found:
+    for applies, why in mistakes:
+        if applies:
             return Check(False, f"Not yet: {why}")
     enough = answer >= least
     return Check(enough, f"{'Right' if enough else 'Not yet'}: {what} {answer:.3f}, at least {least:.3f} was wanted.")

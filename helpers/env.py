@@ -44,6 +44,7 @@ def machine():
 
     Taught in notebooks/00_start_here.ipynb, "What this machine is".
     """
+    import psutil
     import torch
 
     kind = device()
@@ -51,27 +52,16 @@ def machine():
         properties = torch.cuda.get_device_properties(0)
         name, memory, bf16 = properties.name, properties.total_memory, torch.cuda.is_bf16_supported()
     else:
-        name, memory, bf16 = f"{platform.machine()} {kind}", _system_memory(), kind == "mps"
+        name, memory, bf16 = f"{platform.machine()} {kind}", psutil.virtual_memory().total, kind == "mps"
     return {
         "device": kind,
         "device_name": name,
         "memory_gib": round(memory / 2**30, 1),
-        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(_usable_cores()),
+        "cores": len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count(),
         "bf16": bf16,
         "python": platform.python_version(),
         "system": platform.system(),
     }
-
-
-def _usable_cores():
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-
-
-def _system_memory():
-    """Bytes of memory of this computer."""
-    import psutil
-
-    return psutil.virtual_memory().total
 
 
 def versions(libraries=LIBRARIES):
@@ -121,7 +111,7 @@ def mend_four_bit():
     from bitsandbytes import functional
     from bitsandbytes.nn import modules
 
-    found, operator = [], torch.ops.bitsandbytes.dequantize_4bit
+    faults, operator = [], torch.ops.bitsandbytes.dequantize_4bit
     weight = torch.tensor([1.0, 10.0, 100.0]).repeat_interleave(64)  # three blocks
     four_bit, state = functional.quantize_4bit(weight, quant_type="nf4")
     by_shape = [
@@ -140,11 +130,11 @@ def mend_four_bit():
         library = torch.library.Library("bitsandbytes", "IMPL")
         library.impl("dequantize_4bit", flat, "AutogradCPU")  # on its way to the kernel
         _mended.append(library)  # it holds as long as this lives
-        found.append("4-bit layers of a width that 64 does not divide were computed with wrong scales")
+        faults.append("4-bit layers of a width that 64 does not divide were computed with wrong scales")
     if modules.has_avx512bf16():
         modules.has_avx512bf16 = lambda: False
-        found.append("4-bit layers would compute in bf16 once they were evaluated, and then get wrong gradients")
-    return found
+        faults.append("4-bit layers would compute in bf16 once they were evaluated, and then get wrong gradients")
+    return faults
 
 
 def model_path(model):
@@ -181,35 +171,22 @@ def model_path(model):
 
 def _from_hub(model):
     """Fetch the configuration through the libraries' own Hub code; one clear error instead of their chain of them."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
+    messages = {  # of the first kind that fits
+        errors.GatedRepoError: "is gated: accept its licence on its Hub page, run `hf auth login`, and try again.",
+        errors.RepositoryNotFoundError: "is no model on the Hub that you may see. Check its name, or `hf auth login`.",
+        errors.HFValidationError: 'cannot be a Hub id: these look like "org/name", without spaces.',
+        errors.RemoteEntryNotFoundError: "on the Hub has no config.json, so it is no whole model. For an adapter, pass "
+        "its base.",
+        (OSError, RuntimeError): "is not in the local cache and the Hub cannot be reached. Connect to the network, run "
+        f'`hf download {model}` where there is one and copy the cache, or set MODEL = "tiny-encoder".',
+    }
     try:
         hf_hub_download(model, "config.json")
-    except GatedRepoError as error:
-        raise ModelNotFound(
-            f'"{model}" is gated: accept its licence on its Hub page, run `hf auth login`, and try again.'
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelNotFound(
-            f'the Hub has no model "{model}" that you may see. Check the spelling; if it is private, `hf auth login`.'
-        ) from error
-    except HFValidationError as error:
-        raise ModelNotFound(f'"{model}" cannot be a Hub id: these look like "org/name", without spaces.') from error
-    except RemoteEntryNotFoundError as error:
-        raise ModelNotFound(
-            f'"{model}" on the Hub has no config.json, so it is no whole model. For an adapter, pass its base.'
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise ModelNotFound(
-            f'"{model}" is not in the local cache and the Hub cannot be reached. Connect to the network, run '
-            f'`hf download {model}` where there is one and copy the cache, or set MODEL = "tiny-encoder".'
-        ) from error
+    except (OSError, RuntimeError, errors.HFValidationError) as error:
+        message = next(text for kind, text in messages.items() if isinstance(error, kind))
+        raise ModelNotFound(f'"{model}" {message}') from error
     return model
 
 

@@ -45,25 +45,25 @@ def texts(model, tokenizer, prompts, *, batch_size=16, return_stopped=False, **g
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": 48} | generation
     ends = options.setdefault("eos_token_id", _end_ids(model, tokenizer))
     ends = {ends} if isinstance(ends, int) else set(ends or ())
-    found = {}
+    results = {}
     with _undisturbed(model):
         inputs = [_ids(model, tokenizer, prompt, number) for number, prompt in enumerate(prompts, 1)]
         order = sorted(
             range(len(inputs)), key=lambda i: -len(inputs[i])
-        )  # longest first: little padding, early failure
+        )  # little padding; too long a prompt fails first
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            found |= zip(batch, _generated(model, tokenizer, [inputs[i] for i in batch], options), strict=True)
-    new = [found[i] for i in range(len(inputs))]
+            results |= zip(batch, _generated(model, tokenizer, [inputs[i] for i in batch], options), strict=True)
+    new = [results[i] for i in range(len(inputs))]
     answers = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in new]
     return (answers, [not ends.isdisjoint(ids) for ids in new]) if return_stopped else answers
 
 
 def _end_ids(model, tokenizer):
     """The tokens that end a text: those of the model, and the tokenizer's."""
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    return sorted({number for number in (*own, tokenizer.eos_token_id) if number is not None}) or None
+    ids = model.generation_config.eos_token_id
+    ids = ids if isinstance(ids, list) else [ids]
+    return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None}) or None
 
 
 @contextlib.contextmanager
@@ -99,21 +99,20 @@ def _ids(model, tokenizer, prompt, number):
     return tokenizer(prompt)["input_ids"]
 
 
-def _generated(model, tokenizer, inputs, options):
+def _generated(model, tokenizer, inputs, generation):
     """The new token ids of each input of one batch."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    encoder_decoder, width = model.config.is_encoder_decoder, max(map(len, inputs))
     # A decoder goes on after the last place, so that has to be the prompt's last token: padding goes in front.
-    pad = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
-    ids = torch.full((len(inputs), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, found in enumerate(inputs):
-        place = slice(0, len(found)) if encoder_decoder else slice(width - len(found), width)
-        ids[row, place], mask[row, place] = torch.tensor(found), 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    made = model.generate(input_ids=ids, attention_mask=mask, **{"pad_token_id": pad} | options)
-    return made[:, 1 if encoder_decoder else width :].tolist()
+    # (`tokenizer.pad` would refuse a tokenizer that has no pad token.)
+    encoder_decoder = model.config.is_encoder_decoder
+    options = {"batch_first": True, "padding_side": "right" if encoder_decoder else "left"}
+    pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+    ids = pad_sequence([torch.tensor(row) for row in inputs], padding_value=pad, **options).to(model.device)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in inputs], **options).to(model.device)
+    generated = model.generate(input_ids=ids, attention_mask=mask, **{"pad_token_id": pad} | generation)
+    return generated[:, 1 if encoder_decoder else ids.shape[1] :].tolist()
 
 
 def next_tokens(model, tokenizer, prompt, *, at=1, shown=10, **generation):
@@ -140,52 +139,53 @@ def next_tokens(model, tokenizer, prompt, *, at=1, shown=10, **generation):
         ids = torch.tensor([_ids(model, tokenizer, prompt, 1)]).to(model.device)
         options = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id} | generation
         options["eos_token_id"] = _end_ids(model, tokenizer)
-        one = {"num_beams": 1, "max_new_tokens": at, "return_dict_in_generate": True}
-        outputs = {"output_logits": True, "output_scores": True}
-        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options | one | outputs)
-    of_model, kept = made.logits[-1][0].float().softmax(-1), made.scores[-1][0].float().softmax(-1)
+        options |= {"num_beams": 1, "max_new_tokens": at, "return_dict_in_generate": True}
+        options |= {"output_logits": True, "output_scores": True}
+        generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    probabilities, kept = (scores[-1][0].float().softmax(-1) for scores in (generated.logits, generated.scores))
     if not options["do_sample"]:
         kept = torch.nn.functional.one_hot(kept.argmax(), len(kept)).float()
-    after = tokenizer.decode(made.sequences[0][-len(made.logits) : -1])
+    after = tokenizer.decode(generated.sequences[0][-len(generated.logits) : -1])
+    columns = {"probability": probabilities, "kept": kept}
     return [
-        {"token": tokenizer.decode([i]), "probability": of_model[i].item(), "kept": kept[i].item(), "after": after}
-        for i in of_model.topk(min(shown, len(of_model))).indices.tolist()
+        {"token": tokenizer.decode([i]), **{name: values[i].item() for name, values in columns.items()}, "after": after}
+        for i in probabilities.topk(min(shown, len(probabilities))).indices.tolist()
     ]
 
 
-def compare(prompts, references, **columns):
+def compare(prompts, references, **answers):
     """A table of prompts, their references and the texts of each keyword, with ✓ where a text equals its reference.
 
     White space does not count, everything else does. Long cells are shortened in the middle. A prompt that is a list of
     messages is shown by its last message of the user.
 
     >>> compare(["Which colour?"], ["red"], before=["a lamp"], after=["red"])
-    | prompt        | reference | before   | after |
-    |:--------------|:----------|:---------|:------|
-    | Which colour? | red       | ✗ a lamp | ✓ red |
+    | prompt        | reference   | before   | after   |
+    |:--------------|:------------|:---------|:--------|
+    | Which colour? | red         | ✗ a lamp | ✓ red   |
 
     Taught in notebooks/02_generation.ipynb, "Before training".
     """
-    prompts, references = list(prompts), list(references)
-    columns = {name: list(found) for name, found in columns.items()}
-    taken = {"prompt", "reference"} & columns.keys()
+    columns = {"prompt": prompts, "reference": references}
+    taken = columns.keys() & answers.keys()
     if taken:
         raise ValueError(f'"{min(taken)}" is a column of the table already. Give these texts another name.')
-    lengths = {"prompts": len(prompts), "references": len(references)} | {n: len(c) for n, c in columns.items()}
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{n} {name}" for name, n in lengths.items())
-        raise ValueError(f"there are {found}. Pass one of each for a prompt, in the same order.")
+    columns = {name: list(column) for name, column in (columns | answers).items()}
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
+        raise ValueError(
+            f"the columns have different lengths: {lengths}. Pass one of each for a prompt, in the same order."
+        )
     rows = []
-    for i, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
-        row = {"prompt": _short(_asked(prompt)), "reference": _short(reference)}
-        for name, found in columns.items():
-            same = found[i].split() == reference.split()
-            row[name] = f"{'✓' if same else '✗'} {_short(found[i])}"
+    for prompt, reference, *texts in zip(*columns.values(), strict=True):
+        row = {"prompt": _short(_question(prompt)), "reference": _short(reference)}
+        for name, text in zip(answers, texts, strict=True):
+            row[name] = f"{'✓' if text.split() == reference.split() else '✗'} {_short(text)}"
         rows.append(row)
-    return record.Table(rows)
+    return record.show(rows)
 
 
-def _asked(prompt):
+def _question(prompt):
     if isinstance(prompt, str):
         return prompt
     return [message["content"] for message in prompt if message["role"] == "user"][-1]

@@ -1,17 +1,10 @@
-"""Metrics that need no network, intervals around them, and `compute_metrics` for the Trainer.
-
-    metrics.Accuracy(), metrics.Precision(), metrics.Recall(), metrics.F1(), metrics.EntityF1()
-    metrics.ExactMatch(), metrics.TokenF1(), metrics.Rouge(), metrics.Bleu(), metrics.Chrf()
-
-are `evaluate.Metric` classes: use `compute`, `add`, `add_batch` and `evaluate.combine` as with `evaluate.load`, which
-fetches its scripts from the Hub and so fails without a network. They are made when first asked for, because
-`import evaluate` takes seconds; everything else in this module works without it.
+"""Scores that need no network, intervals around them, comparisons of two models, `compute_metrics` for the Trainer.
 
 >>> from helpers import metrics
->>> metrics.F1(average="macro").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
-{'f1_macro': 0.7333333333333334}
+>>> metrics.score("f1_macro", [0, 1, 1, 0], [0, 1, 0, 0])
+0.7333333333333334
 
-The functions go by name: "accuracy", "precision_macro", "recall_macro", "f1_macro", the same with "_weighted", and for
+A metric goes by its name: "accuracy", "precision_macro", "recall_macro", "f1_macro", the same with "_weighted", and for
 tags "entity_precision", "entity_recall", "entity_f1". As in scikit-learn, an average is over the classes that occur in
 the references or in the predictions, and a score that would divide by zero is 0.
 
@@ -24,6 +17,7 @@ import functools
 import math
 import re
 import string
+import tempfile
 from collections import Counter
 from difflib import get_close_matches
 from itertools import zip_longest
@@ -36,7 +30,7 @@ CLASS_METRICS = ("accuracy", *(f"{kind}_{average}" for average in ("macro", "wei
 ENTITY_METRICS = tuple(f"entity_{kind}" for kind in KINDS)
 CORPUS_METRICS = ("bleu", "chrf")  # of all texts together, not a mean over rows
 TEXT_METRICS = ("exact_match", "token_f1", "rouge1", "rouge2", "rougeL", *CORPUS_METRICS)
-MODULES = ("Accuracy", "Precision", "Recall", "F1", "EntityF1", "ExactMatch", "TokenF1", "Rouge", "Bleu", "Chrf")
+METRICS = CLASS_METRICS + ENTITY_METRICS + TEXT_METRICS
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # takes it out of a text; ASCII only, as in SQuAD's script
 IGNORED = -100  # the label of a token that has none, in every library
 
@@ -62,6 +56,24 @@ class Interval(NamedTuple):
         return format(self)
 
 
+class Difference(NamedTuple):
+    """How far one model is ahead of another, in points (hundredths of a score from 0 to 1), and of how many runs.
+
+    >>> print(Difference(3.04, 0.51, 5.49, seeds=3, rows=600))
+    +3.0 points [+0.5, +5.5], 3 seeds x 600 rows
+    """
+
+    points: float
+    low: float
+    high: float
+    seeds: int
+    rows: int
+
+    def __str__(self):
+        points, low, high = (f"{number:+.1f}" for number in self[:3])
+        return f"{points} points [{low}, {high}], {self.seeds} seed{'s' * (self.seeds > 1)} x {self.rows} rows"
+
+
 # ---- Scores and their intervals -----------------------------------------------------------------------
 
 
@@ -81,8 +93,66 @@ def score(metric, predictions, references):
 
     Taught in notebooks/02_generation.ipynb, "Before training".
     """
-    evaluate_draws, counts = _counted(metric, predictions, references)
-    return float(evaluate_draws(counts[None])[0])
+    row_outcomes, outcomes, score_sums = _outcomes(metric, predictions, references)
+    counts = np.bincount(row_outcomes)
+    return float(score_sums(counts[None] @ outcomes)[0])
+
+
+def Metric(name):
+    """Any metric of this module as an `evaluate.Metric`: `compute`, `add`, `add_batch`, and for `evaluate.combine`.
+
+    `evaluate.load` fetches its scripts from the Hub and so fails without a network; this one does not. `evaluate` is
+    imported at the first call, because that takes seconds.
+
+    >>> Metric("accuracy").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
+    {'accuracy': 0.75}
+
+    Taught in notebooks/01_classification.ipynb, "What it has to beat".
+    """
+    return _metric_class()(_known(name, METRICS))
+
+
+@functools.cache
+def _metric_class():
+    import evaluate
+    from datasets import Features, List, Value
+
+    folder = tempfile.TemporaryDirectory(prefix="metrics-")  # evaluate makes a folder also when all stays in memory
+    number, text, texts = Value("int64"), Value("string"), List(Value("string"))
+
+    class Metric(evaluate.Metric):
+        def __init__(self, name):
+            super().__init__(name, keep_in_memory=True, cache_dir=folder.name)
+
+        def _info(self):
+            kinds = [(text, text), (number, number)]  # evaluate takes the first that fits
+            if self.config_name not in CLASS_METRICS:
+                kinds = [(texts if self.config_name in ENTITY_METRICS else text, texts)]
+            features = [Features(predictions=one, references=other) for one, other in kinds]
+            return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+        def add(self, *, prediction=None, reference=None, **rows):
+            """Adds one prediction and its reference."""
+            rows = {"predictions": prediction, "references": reference} | rows  # `combine` passes the plural names
+            self.add_batch(**{name: [row] for name, row in rows.items()})
+
+        def add_batch(self, *, predictions=None, references=None):
+            """Adds predictions and references of the same length."""
+            kinds = {CLASS_METRICS: _classes, ENTITY_METRICS: _tags, TEXT_METRICS: _texts}
+            check = next(check for names, check in kinds.items() if self.config_name in names)
+            predictions, references = check(predictions, references)
+            super().add_batch(predictions=predictions, references=references)
+
+        def compute(self, *, predictions=None, references=None):
+            """Scores these, or what was added before; then forgets it."""
+            if predictions is references is self.writer is None:
+                _rows([], [])
+            return super().compute(predictions=predictions, references=references)
+
+        def _compute(self, predictions, references):
+            return {self.config_name: score(self.config_name, predictions, references)}
+
+    return Metric
 
 
 def interval(metric, predictions, references, *, n=1000, confidence=0.95, seed=0):
@@ -90,33 +160,73 @@ def interval(metric, predictions, references, *, n=1000, confidence=0.95, seed=0
 
     Draws as many rows (for entities: sentences) as there are, with replacement, `n` times. It says nothing of another
     training run: for that see `mean_interval`. It takes the rows as independent, is a little too narrow below some 50
-    rows, and has no width at all when every row is right. `metric` is a name, or any function of (predictions,
-    references) that returns a number: it is called n + 1 times, on lists when it was given lists, else on arrays.
+    rows, and has no width at all when every row is right. For a metric that is not of this module there is
+    `scipy.stats.bootstrap` with paired=True.
 
     >>> interval("accuracy", [0, 1] * 100, [0, 1] * 80 + [1, 0] * 20)
     Interval(value=0.8, low=0.74, high=0.855)
 
     Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
     """
-    if not 0 < confidence < 1 or n < 1:
-        raise ValueError(
-            f"confidence={confidence}, n={n}: confidence lies between 0 and 1 (such as 0.95), n is 1 or more."
-        )
+    row_outcomes, outcomes, score_sums = _outcomes(metric, predictions, references)
+    draws = _draws(np.bincount(row_outcomes), n, np.random.default_rng(seed))
+    return Interval(*_with_middle(score_sums(draws @ outcomes), confidence))
+
+
+def compare(metric, predictions, others, references, *, n=1000, confidence=0.95, seed=0):
+    """How far `predictions` are ahead of `others` on the same rows: a `Difference` in points, with its interval.
+
+    Each side is a list of rows, or a list of such lists, one for each training seed, in the same order; a single list
+    beside several stands for all seeds, such as a baseline. A bootstrap draw takes rows with replacement, the same for
+    both sides and all seeds, and seeds with replacement; what counts is the mean of the differences within the seeds.
+
+    With one seed that is the paired bootstrap, which says nothing of another training run. With two or three it hardly
+    reaches beyond the lowest and the highest seed: where seeds differ more than rows do, see also `mean_interval` of
+    their differences. `ValueError` as for `score`, and for sides with different numbers of seeds.
+
+    Rows are drawn once for all seeds because the seeds share them (Owen 2007, "The pigeonhole bootstrap",
+    https://doi.org/10.1214/07-AOAS122): three copies of one run are no more evidence than one. The interval errs on
+    the safe side: where all chance lies in the pair of a row and a seed it is 1.5 times too wide for three seeds.
+
+    >>> references = [0, 1] * 100
+    >>> full, lora = [0, 1] * 80 + [1, 0] * 20, [0, 1] * 85 + [1, 0] * 15
+    >>> print(compare("accuracy", lora, full, references))
+    +5.0 points [+2.0, +8.0], 1 seed x 200 rows
+    """
+    sides = [_seeds(metric, side) for side in (predictions, others)]
+    n_seeds = max(map(len, sides))
+    sides = [side * n_seeds if len(side) == 1 else side for side in sides]
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(f"{len(sides[0])} seeds against {len(sides[1])}: pass the same seeds, in the same order.")
+    runs = [_outcomes(metric, run, references) for side in sides for run in side]
+    # The outcome of a row is that of all runs together: a column of numbers for each run.
+    together, counts = np.unique(np.column_stack([run[0] for run in runs]), axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
-    if callable(metric):
-        predictions, references = _plain(predictions), _plain(references)
-        _check(predictions, references)
-        rows = len(references)
-        drawn = (rng.integers(rows, size=rows) for _ in range(n))
-        scores = [metric(_take(predictions, index), _take(references, index)) for index in drawn]
-        value = metric(predictions, references)
-    else:
-        # Rows with the same outcome are interchangeable: draw how often each outcome occurs, not row by row.
-        evaluate_draws, counts = _counted(metric, predictions, references)
-        draws = rng.multinomial(counts.sum(), counts / counts.sum(), size=n)
-        scores, value = evaluate_draws(draws), evaluate_draws(counts[None])[0]
-    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(value), float(low), float(high))
+    draws = _draws(counts, n, rng)
+    scores = [
+        score_sums(draws @ outcomes[numbers])
+        for (_, outcomes, score_sums), numbers in zip(runs, together.T, strict=True)
+    ]
+    ahead = np.subtract(scores[:n_seeds], scores[n_seeds:]).T  # shape (1 + n, seeds)
+    points = (ahead * _draws(np.ones(n_seeds, int), n, rng)).mean(1) * (1 if metric in CORPUS_METRICS else 100)
+    return Difference(*_with_middle(points, confidence), n_seeds, int(counts.sum()))
+
+
+def _draws(counts, n, rng):
+    """How often each outcome occurs: first as measured, then in `n` draws. Shape (1 + n, outcomes).
+
+    Rows with the same outcome are interchangeable, so this is the same as drawing row by row.
+    """
+    return np.vstack([counts, rng.multinomial(counts.sum(), counts / counts.sum(), size=n)])
+
+
+def _with_middle(values, confidence):
+    """The first value, and the ends of the middle part of the others, such as the middle 95 %."""
+    first, *drawn = values
+    if not 0 < confidence < 1 or not drawn:
+        raise ValueError(f"confidence={confidence}, n={len(drawn)}: confidence lies between 0 and 1, n is at least 1.")
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(first), float(low), float(high)
 
 
 def mean_interval(values, confidence=0.95):
@@ -176,8 +286,8 @@ def total_loss(model, batches):
         with torch.no_grad():
             for number, batch in enumerate(batches, 1):
                 if batch.get("labels") is None:
-                    found = ", ".join(batch)
-                    raise ValueError(f"batch {number} has no labels, only {found}. Add them: -100 where none counts.")
+                    names = ", ".join(batch)
+                    raise ValueError(f"batch {number} has no labels, only {names}. Add them: -100 where none counts.")
                 batch = {name: value.to(model.device) for name, value in batch.items()}
                 logits, labels = model(**{**batch, **options}).logits, batch["labels"]
                 # Prompt tuning puts tokens of its own in front of the text: as in peft, they do not count.
@@ -250,7 +360,7 @@ def for_trainer(*names):
 
 
 def for_tokens(names):
-    """A `compute_metrics` for token classification: BIO tags from logits and label ids, then the results of `EntityF1`.
+    """A `compute_metrics` for token classification: BIO tags from logits and label ids, then entity scores.
 
     `names` are the tags in the order of their ids, or the model's `id2label`. Tokens with label -100 (special tokens,
     continued words) do not count.
@@ -265,13 +375,11 @@ def for_tokens(names):
 
     def compute_metrics(evaluation):
         predictions, references = _class_ids(evaluation)
-        kept = [
-            (row[true != IGNORED], true[true != IGNORED]) for row, true in zip(predictions, references, strict=True)
-        ]
-        found, wanted = (
-            [[_name(names, tag) for tag in sentence] for sentence in side] for side in zip(*kept, strict=True)
-        )
-        return _entity_scores(found, wanted)
+        sides = [], []
+        for predicted, true in zip(predictions, references, strict=True):
+            for side, ids in zip(sides, (predicted, true), strict=True):
+                side.append([_name(names, number) for number in ids[true != IGNORED]])
+        return _entity_scores(*sides)
 
     return compute_metrics
 
@@ -285,225 +393,66 @@ def keep_argmax(logits, labels):
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
-# ---- Modules for `evaluate` ---------------------------------------------------------------------------
-
-
-def __getattr__(name):  # Python calls this for a name that the module does not have yet
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for kind in (*_metric_classes(), *_text_metric_classes()):
-        kind.__qualname__ = kind.__name__  # so that it pickles and prints as a class of this module
-        globals()[kind.__name__] = kind
-    return globals()[name]
-
-
-@functools.cache
-def _base_class():
-    """What our metrics share: labels of either kind, checks with clear errors, no file left behind."""
-    import evaluate
-    from datasets import Features, Value
-
-    class Metric(evaluate.Metric):
-        # Of predictions and references: names or ids; evaluate takes the first that fits.
-        kinds = ((Value("string"), Value("string")), (Value("int64"), Value("int64")))
-        checked = staticmethod(_checked)
-
-        def __init__(self, config_name=None, **kwargs):
-            # What is added stays in memory; evaluate makes its cache folder all the same.
-            kwargs = {"keep_in_memory": kwargs.get("num_process", 1) == 1, "cache_dir": _cache_folder().name} | kwargs
-            super().__init__(config_name, **kwargs)
-
-        def _info(self):
-            text = type(self).__doc__
-            options = [Features(predictions=found, references=wanted) for found, wanted in self.kinds]
-            return evaluate.MetricInfo(description=text, citation="", inputs_description=text, features=options)
-
-        def add(self, *, prediction=None, reference=None, **kwargs):
-            """Adds one prediction and its reference."""
-            one = {"predictions": prediction, "references": reference} | kwargs  # `combine` passes the plural names
-            self.add_batch(**{name: [value] for name, value in one.items()})
-
-        def add_batch(self, *, predictions=None, references=None, **kwargs):
-            """Adds predictions and references of the same length."""
-            predictions, references = self.checked(predictions, references)
-            super().add_batch(predictions=predictions, references=references, **kwargs)
-
-        def compute(self, *, predictions=None, references=None, **kwargs):
-            """Scores these, or what was added before; then forgets it."""
-            if predictions is None and references is None and self.writer is None:
-                _check_rows([], [])
-            return super().compute(predictions=predictions, references=references, **kwargs)
-
-    return Metric
-
-
-@functools.cache
-def _metric_classes():
-    from datasets import List, Value
-
-    Metric = _base_class()
-
-    class Accuracy(Metric):
-        """The share of rows that are right: {"accuracy"}."""
-
-        def _compute(self, predictions, references):
-            from sklearn.metrics import accuracy_score
-
-            return {"accuracy": float(accuracy_score(references, predictions))}
-
-    class Averaged(Metric):
-        def __init__(self, average="macro", names=None, **kwargs):
-            if average not in ("macro", "weighted", None):
-                raise ValueError(
-                    f'average={average!r} is not one of "macro", "weighted", None (each class on its own).'
-                )
-            self.average, self.names = average, names
-            super().__init__(average or "per_class", **kwargs)
-
-        def _compute(self, predictions, references):
-            from sklearn.metrics import precision_recall_fscore_support
-
-            kind = type(self).__name__.lower()
-            classes = sorted({*predictions, *references}) if self.names is None else list(range(len(self.names)))
-            known = None if self.average else classes
-            scores = precision_recall_fscore_support(
-                references, predictions, labels=known, average=self.average, zero_division=0
-            )[KINDS.index(kind)]
-            if self.average:
-                return {f"{kind}_{self.average}": float(scores)}
-            keys = classes if self.names is None else [_name(self.names, number) for number in classes]
-            return {f"{kind}_{key}": float(value) for key, value in zip(keys, scores, strict=True)}
-
-    class Precision(Averaged):
-        """Of the rows given a class, the share that have it: {"precision_macro"}, or one for each class."""
-
-    class Recall(Averaged):
-        """Of the rows that have a class, the share given it: {"recall_macro"}, or one for each class."""
-
-    class F1(Averaged):
-        """The harmonic mean of precision and recall: {"f1_macro"}, or one for each class."""
-
-    class EntityF1(Metric):
-        """Whole entities, by type and place: {"entity_precision", "entity_recall", "entity_f1", "f1_PER", ...}."""
-
-        kinds = ((List(Value("string")), List(Value("string"))),)
-
-        def _compute(self, predictions, references):
-            return _entity_scores(predictions, references)
-
-    return Accuracy, Precision, Recall, F1, EntityF1
-
-
-@functools.cache
-def _text_metric_classes():
-    from datasets import List, Value
-
-    class Text(_base_class()):
-        kinds = ((Value("string"), List(Value("string"))),)
-        checked = staticmethod(_texts)
-        names = ()
-
-        def _compute(self, predictions, references):
-            return {name: score(name, predictions, references) for name in self.names}
-
-    class ExactMatch(Text):
-        """The share of texts that equal a reference but for case, punctuation and articles: {"exact_match"}."""
-
-        names = ("exact_match",)
-
-    class TokenF1(Text):
-        """The F1 of the words shared with the best reference, mean over rows: {"token_f1"}."""
-
-        names = ("token_f1",)
-
-    class Rouge(Text):
-        """The F1 of shared words, word pairs and the longest common subsequence: {"rouge1", "rouge2", "rougeL"}."""
-
-        names = ("rouge1", "rouge2", "rougeL")
-
-    class Bleu(Text):
-        """The precision of runs of up to four words, of all texts together, 0 to 100: {"bleu"}."""
-
-        names = ("bleu",)
-
-    class Chrf(Text):
-        """The F score of runs of up to six characters, of all texts together, 0 to 100: {"chrf"}."""
-
-        names = ("chrf",)
-
-    return ExactMatch, TokenF1, Rouge, Bleu, Chrf
-
-
-@functools.cache
-def _cache_folder():
-    import tempfile
-
-    return tempfile.TemporaryDirectory(prefix="metrics-")
-
-
 # ---- What the functions above share -------------------------------------------------------------------
 
 
-def _counted(metric, predictions, references):
-    """The outcomes that occur and how often, and a function from such counts, shape (draws, outcomes), to scores."""
-    if _known(metric, CLASS_METRICS + ENTITY_METRICS + TEXT_METRICS) in TEXT_METRICS:
-        rows, evaluate_sums = _text_statistics(metric, predictions, references)
-        outcomes, counts = np.unique(rows, axis=0, return_counts=True)
-        return lambda draws: evaluate_sums(draws @ outcomes), counts
-    predictions, references = _plain(predictions), _plain(references)
-    if metric in ENTITY_METRICS:
-        outcomes = Counter(_entity_counts(predictions, references))
-        hits_found_wanted = np.array(list(outcomes))
-        return lambda draws: _ratio(metric, *(draws @ hits_found_wanted).T), np.array(list(outcomes.values()))
-    _check(predictions, references)
-    if "list" in (_kind(predictions[0]), _kind(references[0])):
-        raise ValueError(f'"{metric}" takes one class for each row. Pass logits.argmax(-1); for tags, "entity_f1".')
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    classes, codes = np.unique(np.concatenate([predictions, references]), return_inverse=True)
-    found, wanted = codes.reshape(2, -1)
-    outcomes, counts = np.unique(found * len(classes) + wanted, return_counts=True)
-    each = np.eye(len(classes))
-    found, wanted = each[outcomes // len(classes)], each[outcomes % len(classes)]
-    return lambda draws: _averaged(metric, draws @ (found * wanted), draws @ found, draws @ wanted), counts
+def _outcomes(metric, predictions, references):
+    """For each row the number of its outcome; of each outcome what adds up over rows; the scores of such sums.
+
+    Shapes: (rows,), (outcomes, k), and a function from (draws, k) to (draws,).
+    """
+    if _known(metric, METRICS) in CLASS_METRICS:
+        return _class_outcomes(metric, predictions, references)
+    read = _entity_statistics if metric in ENTITY_METRICS else _text_statistics
+    statistics, score_sums = read(metric, predictions, references)
+    outcomes, row_outcomes = np.unique(statistics, axis=0, return_inverse=True)
+    return row_outcomes.reshape(-1), outcomes, score_sums
 
 
-def _averaged(metric, hits, found, wanted):
-    """A class metric from counts of shape (draws, classes)."""
+def _class_outcomes(metric, predictions, references):
+    predictions, references = _classes(predictions, references)
+    classes, ids = np.unique(np.concatenate([predictions, references]), return_inverse=True)
+    pairs, row_outcomes = np.unique(ids.reshape(2, -1), axis=1, return_inverse=True)
+    predicted, true = np.eye(len(classes))[pairs]
+    outcomes = np.hstack([predicted * true, predicted, true])  # of each class: right, predicted, there are
+    return row_outcomes.reshape(-1), outcomes, functools.partial(_class_scores, metric)
+
+
+def _class_scores(metric, sums):
+    right, predicted, true = np.split(sums, 3, axis=-1)
     if metric == "accuracy":
-        return hits.sum(-1) / wanted.sum(-1)
-    weights = wanted if metric.endswith("weighted") else found + wanted > 0
-    return (_ratio(metric, hits, found, wanted) * weights).sum(-1) / weights.sum(-1)
+        return right.sum(-1) / true.sum(-1)
+    weights = true if metric.endswith("weighted") else predicted + true > 0
+    return (_ratio(metric, right, predicted, true) * weights).sum(-1) / weights.sum(-1)
 
 
-def _ratio(metric, hits, found, wanted):
+def _ratio(metric, right, predicted, true):
     """Precision, recall or F1; 0 where it would divide by zero."""
     kind = next(kind for kind in KINDS if kind in metric)
-    above, below = {"precision": (hits, found), "recall": (hits, wanted), "f1": (2 * hits, found + wanted)}[kind]
+    above = 2 * right if kind == "f1" else right
+    below = {"precision": predicted, "recall": true, "f1": predicted + true}[kind]
     return np.divide(above, below, out=np.zeros(np.shape(below)), where=below > 0)
 
 
-def _entity_counts(predictions, references):
+def _entity_statistics(metric, predictions, references):
     """For each sentence: entities that are right, entities predicted, entities there are."""
     from seqeval.metrics.sequence_labeling import get_entities
 
-    _check_tags(predictions, references)
+    predictions, references = _tags(predictions, references)
     spans = [[set(get_entities(list(tags))) for tags in side] for side in (predictions, references)]
-    return [(len(found & wanted), len(found), len(wanted)) for found, wanted in zip(*spans, strict=True)]
+    counts = [(len(predicted & true), len(predicted), len(true)) for predicted, true in zip(*spans, strict=True)]
+    return np.array(counts), lambda sums: _ratio(metric, *sums.T)
 
 
 def _entity_scores(predictions, references):
-    from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
+    """The entity metrics, and the F1 of each type of entity."""
+    from seqeval.metrics import classification_report
 
-    _check_tags(predictions, references)
-    types = sorted({kind for side in (predictions, references) for tags in side for kind, *_ in get_entities(tags)})
-    if not types:  # seqeval fails when there is no entity at all
-        return dict.fromkeys(ENTITY_METRICS, 0.0)
-    overall = precision_recall_fscore_support(references, predictions, average="micro", zero_division=0)
-    by_type = precision_recall_fscore_support(references, predictions, average=None, zero_division=0)[2]
-    scores = dict(zip(ENTITY_METRICS, overall, strict=False)) | dict(
-        zip((f"f1_{kind}" for kind in types), by_type, strict=True)
-    )
-    return {name: float(value) for name, value in scores.items()}
+    scores = {name: score(name, predictions, references) for name in ENTITY_METRICS}
+    if not any(tag != "O" for side in (predictions, references) for tags in side for tag in tags):
+        return scores  # seqeval fails when there is no entity at all
+    by_type = classification_report(references, predictions, output_dict=True, zero_division=0)
+    return scores | {f"f1_{kind}": float(by_type[kind]["f1-score"]) for kind in by_type if not kind.endswith(" avg")}
 
 
 def _text_statistics(metric, predictions, references):
@@ -516,22 +465,22 @@ def _text_statistics(metric, predictions, references):
         # What sacrebleu's own bootstrap uses. Reading 500 texts again for each of 1,000 draws takes over a minute.
         rows = scorer._extract_corpus_statistics(predictions, list(zip_longest(*references)))
         return np.array(rows), lambda sums: np.array([scorer._compute_score_from_stats(s).score for s in sums.tolist()])
-    compare = _comparison(metric)
+    compare_one = _comparison(metric)
     pairs = zip(predictions, references, strict=True)
-    best = [max(compare(found, wanted) for wanted in several) for found, several in pairs]
+    best = [max(compare_one(text, reference) for reference in several) for text, several in pairs]
     return np.column_stack([best, np.ones(len(best))]), lambda sums: sums[:, 0] / sums[:, 1]
 
 
 def _comparison(metric):
     """The function that compares one text with one reference."""
     if metric == "exact_match":
-        return lambda found, wanted: float(_words(found) == _words(wanted))
+        return lambda text, reference: float(_words(text) == _words(reference))
     if metric == "token_f1":
         return _token_f1
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([metric], use_stemmer=False)
-    return lambda found, wanted: scorer.score(wanted, found)[metric].fmeasure
+    return lambda text, reference: scorer.score(reference, text)[metric].fmeasure
 
 
 def _words(text):
@@ -540,10 +489,10 @@ def _words(text):
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def _token_f1(found, wanted):
-    found, wanted = _words(found), _words(wanted)
-    shared = (Counter(found) & Counter(wanted)).total()  # nothing shared is 0 in v1.1, also when both have no words
-    return 2 * shared / (len(found) + len(wanted)) if shared else 0.0
+def _token_f1(text, reference):
+    words, true = _words(text), _words(reference)
+    shared = (Counter(words) & Counter(true)).total()  # nothing shared is 0 in v1.1, also when both have no words
+    return 2 * shared / (len(words) + len(true)) if shared else 0.0
 
 
 def _class_ids(evaluation):
@@ -559,60 +508,43 @@ def _class_ids(evaluation):
     return predictions.argmax(-1), references
 
 
-def _checked(predictions, references):
-    predictions, references = _listed(predictions), _listed(references)
-    _check(predictions, references)
-    return predictions, references
+def _seeds(metric, side):
+    """The runs of one side, one for each seed, from one run or a list of runs."""
+    runs = [side] if isinstance(side, str) else _listed(side)
+    rows = runs[0] if runs and _kind(runs[0]) == "list" else []
+    rows_are_lists = metric in ENTITY_METRICS
+    several = any(_kind(row) == "list" for row in rows) if rows_are_lists else len(rows)
+    return runs if several else [side]
 
 
-def _texts(predictions, references):
-    """Texts, and for each a list of references; `ValueError` for all that is no text."""
+def _listed(values):
+    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _rows(predictions, references):
+    """Both sides as lists of the same length, with something in them."""
     for name, side in (("predictions", predictions), ("references", references)):
         if isinstance(side, str):  # else its characters would be scored as rows
             raise ValueError(f"{name} is one text. Pass a list, also for a single row: [{name}].")
     predictions, references = _listed(predictions), _listed(references)
-    _check_rows(predictions, references)
-    references = [_several(row, wanted) for row, wanted in enumerate(references, 1)]
-    for row, (found, several) in enumerate(zip(predictions, references, strict=True), 1):
-        for name, text in [("prediction", found), *(("reference", one) for one in several)]:
-            if not isinstance(text, str):
-                raise ValueError(f"row {row}: the {name} is {text!r:.60}, not text. {_to_text(text)}")
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions but {len(references)} references: pass one each for a row.")
+    if not references:
+        raise ValueError("no predictions and no references: there is nothing to score.")
     return predictions, references
 
 
-def _several(row, references):
-    if not isinstance(references, (list, tuple, np.ndarray)):
-        return [references]
-    if not len(references):
-        raise ValueError(f"row {row} has an empty list of references. Leave the row out: nothing can be right there.")
-    return list(references)
-
-
-def _to_text(value):
-    if value is None:
-        return 'Leave the row out, or pass "" for an answer that is empty.'
-    if isinstance(value, dict):
-        return "Pass the text in it, or the list of texts."
-    return "Decode ids first: tokenizer.batch_decode(ids, skip_special_tokens=True)."
-
-
-def _check_rows(predictions, references):
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"{len(predictions)} predictions but {len(references)} references: pass one of each for every row."
-        )
-    if len(references) == 0:
-        raise ValueError("no predictions and no references: there is nothing to score.")
-
-
-def _check(predictions, references):
-    _check_rows(predictions, references)
+def _classes(predictions, references):
+    predictions, references = _rows(predictions, references)
     kinds = [{_kind(value) for value in side[:1000]} for side in (predictions, references)]
     if "fraction" in set.union(*kinds):
-        raise ValueError("found fractions where classes belong. Pass class ids: logits.argmax(-1).")
-    if "list" not in kinds[0] and kinds[0] != kinds[1]:
-        found = [" and ".join(sorted(side)) for side in kinds]
-        raise ValueError(f"predictions are {found[0]}, references {found[1]}. Pass ids for both, or names for both.")
+        raise ValueError("there are fractions where classes belong. Pass class ids: logits.argmax(-1).")
+    if "list" in set.union(*kinds):
+        raise ValueError('a row has a list where one class belongs. Pass logits.argmax(-1); for tags, "entity_f1".')
+    if kinds[0] != kinds[1]:
+        names = [" and ".join(sorted(side)) for side in kinds]
+        raise ValueError(f"predictions are {names[0]}, references {names[1]}. Pass ids for both, or names for both.")
+    return predictions, references
 
 
 def _kind(value):
@@ -623,15 +555,35 @@ def _kind(value):
     return "text" if isinstance(value, str) else "numbers"
 
 
-def _check_tags(predictions, references):
-    _check(predictions, references)
-    for row, (found, wanted) in enumerate(zip(predictions, references, strict=True), 1):
-        if isinstance(wanted, str) or isinstance(found, str):
-            raise ValueError(
-                f"sentence {row}: found text where a list of tags belongs. Pass one list for each sentence."
-            )
-        if len(found) != len(wanted):
-            raise ValueError(f"sentence {row}: {len(found)} predicted tags but {len(wanted)} reference tags.")
+def _tags(predictions, references):
+    predictions, references = _rows(predictions, references)
+    for number, (predicted, true) in enumerate(zip(predictions, references, strict=True), 1):
+        if {_kind(predicted), _kind(true)} != {"list"}:
+            raise ValueError(f"sentence {number}: {predicted!r:.30} and {true!r:.30} are not two lists of tags.")
+        if len(predicted) != len(true):
+            raise ValueError(f"sentence {number}: {len(predicted)} predicted tags but {len(true)} reference tags.")
+    return predictions, references
+
+
+def _texts(predictions, references):
+    """Texts, and for each a list of references; `ValueError` for all that is no text."""
+    predictions, references = _rows(predictions, references)
+    references = [list(texts) if _kind(texts) == "list" else [texts] for texts in references]
+    for number, (prediction, several) in enumerate(zip(predictions, references, strict=True), 1):
+        if not several:
+            raise ValueError(f"row {number} has an empty list of references. Leave it out: nothing can be right there.")
+        for name, text in [("prediction", prediction), *(("reference", text) for text in several)]:
+            if not isinstance(text, str):
+                raise ValueError(f"row {number}: the {name} is {text!r:.60}, not text. {_to_text(text)}")
+    return predictions, references
+
+
+def _to_text(value):
+    if value is None:
+        return 'Leave the row out, or pass "" for an answer that is empty.'
+    if isinstance(value, dict):
+        return "Pass the text in it, or the list of texts."
+    return "Decode ids first: tokenizer.batch_decode(ids, skip_special_tokens=True)."
 
 
 def _known(name, names):
@@ -647,22 +599,3 @@ def _name(names, number):
         return names[int(number)]
     except (IndexError, KeyError):
         raise ValueError(f"class id {number} has no name: names has {len(names)}. Pass the model's id2label.") from None
-
-
-def _plain(values):
-    """Tensors and columns as arrays or lists; arrays and lists as they are."""
-    return (
-        values
-        if isinstance(values, (list, np.ndarray))
-        else np.asarray(values)
-        if hasattr(values, "dtype")
-        else list(values)
-    )
-
-
-def _listed(values):
-    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
-
-
-def _take(values, index):
-    return values[index] if isinstance(values, np.ndarray) else [values[i] for i in index]

@@ -48,9 +48,8 @@ def learning_curves(curves, ax=None, *, title=None, x="step", y="loss"):
             colour = CLASSES[i % len(CLASSES)] if name else COLOURS["train" if part == "training" else "validation"]
             label = part if not name else name if part == "validation" or not evaluated else None
             marker = "o" if len(points) < 25 and (part == "validation" or len(points) == 1) else None
-            ax.plot(
-                *zip(*points, strict=True), style, color=colour, label=label, marker=marker, markersize=4, linewidth=1.8
-            )
+            look = dict(color=colour, label=label, marker=marker, markersize=4, linewidth=1.8)
+            ax.plot(*zip(*points, strict=True), style, **look)
             highest = max(highest, *(value for _, value in points if value == value), 0.0)
     if not ax.get_lines():
         raise ValueError(f'no curve has "{y}" or "eval_{y}" together with "{x}". Pass trainer.state.log_history.')
@@ -59,9 +58,8 @@ def learning_curves(curves, ax=None, *, title=None, x="step", y="loss"):
     several = len(curves) > 1 and any(line.get_linestyle() == ":" for line in ax.get_lines())
     if len(ax.get_lines()) > 1 or "" not in curves:
         _legend(ax)
-    return _finish(
-        ax, title, LABELS.get(x, x), LABELS.get(y, y) + (", training dotted" if several else ""), grid="both"
-    )
+    ylabel = LABELS.get(y, y) + (", training dotted" if several else "")
+    return _finish(ax, title, LABELS.get(x, x), ylabel, grid="both")
 
 
 def confusion(counts, names, ax=None, *, title=None):
@@ -89,9 +87,8 @@ def confusion(counts, names, ax=None, *, title=None):
             colour = "white" if shares[i][j] > 0.6 else "black"
             ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=10 if n <= 6 else 8, linespacing=1.05)
     slanted = n > 4 or max(len(name) for name in names) > 12
-    ax.set_xticks(
-        range(n), names, rotation=35 if slanted else 0, ha="right" if slanted else "center", rotation_mode="anchor"
-    )
+    turned = dict(rotation=35, ha="right") if slanted else dict(rotation=0, ha="center")
+    ax.set_xticks(range(n), names, rotation_mode="anchor", **turned)
     ax.set_yticks(range(n), [f"{name} ({total:,})" for name, total in zip(names, totals, strict=True)])
     ax.tick_params(length=0)
     ax.set_xticks([i - 0.5 for i in range(1, n)], minor=True)
@@ -116,51 +113,29 @@ def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None, predict
 
     Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
     """
-    groups = {
-        g: [_row(row) for row in group] for g, group in (rows if isinstance(rows, dict) else {None: rows}).items()
-    }
+    groups = rows if isinstance(rows, dict) else {None: rows}
+    groups = {group: [_row(row) for row in members] for group, members in groups.items()}
     if not any(groups.values()):
         raise ValueError("no rows to draw. Pass (name, value, low, high) for each line.")
-    n_lines = sum(len(group) for group in groups.values()) + 1.3 * sum(group is not None for group in groups)
-    ax = _axes(ax, (WIDTH, 1.1 + 0.32 * n_lines))
-    names = list(dict.fromkeys(row[0] for group in groups.values() for row in group))
-    right, place, ticks, predicted = ax.get_yaxis_transform(), 0.0, {}, predicted or {}
+    n_lines = sum(len(members) for members in groups.values()) + 1.3 * sum(group is not None for group in groups)
+    ax, predicted = _axes(ax, (WIDTH, 1.1 + 0.32 * n_lines)), predicted or {}
+    names = list(dict.fromkeys(row[0] for members in groups.values() for row in members))
+    place, ticks = 0.0, {}
     for group, members in groups.items():
         if group is not None:
             place += 0.3 if place else 0
-            ax.text(0, place, f" {group}", transform=right, fontsize=10, fontweight="bold", va="center")
+            at = dict(transform=ax.get_yaxis_transform(), va="center", fontsize=10)
+            ax.text(0, place, f" {group}", fontweight="bold", **at)
             place += 1
-        for name, value, low, high in members:
-            colour = COLOURS["test"] if group is None else CLASSES[names.index(name) % len(CLASSES)]
-            if low is not None:
-                ax.plot([low, high], [place, place], color=colour, linewidth=2.5, alpha=0.45, solid_capstyle="butt")
-            ax.plot([value], [place], "o", color=colour, markersize=7)
-            guess = predicted.get(name if group is None else (group, name))
-            if guess is not None:
-                ax.plot(
-                    [guess],
-                    [place],
-                    "o",
-                    markerfacecolor="none",
-                    markeredgecolor=colour,
-                    markersize=9,
-                    markeredgewidth=1.4,
-                )
-            ax.text(
-                1.01,
-                place,
-                f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}",
-                transform=right,
-                va="center",
-                fontsize=10,
-            )
-            ticks[place] = name
+        for row in members:
+            colour = COLOURS["test"] if group is None else CLASSES[names.index(row[0]) % len(CLASSES)]
+            _score(ax, place, row, colour, predicted.get(row[0] if group is None else (group, row[0])))
+            ticks[place] = row[0]
             place += 1
     ax.set_yticks(list(ticks), list(ticks.values()))
     ax.set_ylim(place + (0.2 if chance is not None else -0.4), -0.6)
-    every = [x for group in groups.values() for row in group for x in row[1:] if x is not None] + list(
-        predicted.values()
-    )
+    every = [x for members in groups.values() for row in members for x in row[1:] if x is not None]
+    every += predicted.values()
     ax.set_xlim(min(0, *every), 1 if 0.25 < max(every) <= 1 else max(every) * 1.1 or 1)
     if chance is not None:
         ax.axvline(chance, linestyle="--", color=COLOURS["limit"], linewidth=1.2, zorder=0)
@@ -169,11 +144,24 @@ def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None, predict
     return _finish(ax, title, xlabel, None, grid="x")
 
 
+def _score(ax, place, row, colour, guess):
+    """One line of `scores`: the interval, the value, the guess, and the value as text at the right."""
+    _, value, low, high = row
+    if low is not None:
+        ax.plot([low, high], [place, place], color=colour, linewidth=2.5, alpha=0.45, solid_capstyle="butt")
+    ax.plot([value], [place], "o", color=colour, markersize=7)
+    if guess is not None:
+        hollow = dict(markerfacecolor="none", markeredgecolor=colour, markersize=9, markeredgewidth=1.4)
+        ax.plot([guess], [place], "o", **hollow)
+    text = f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
+
+
 def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
     """Token counts of the rows, with the mean, the longest and, as a dashed line, where rows are cut.
 
     `waste` is the share of the tokens that is padding, or a dict of such shares by way to pad, as in
-    `data.lengths(...).waste`: it is the title when you give none.
+    `text.lengths(...).waste`: it is the title when you give none.
 
     >>> ax = lengths([5, 7, 9, 30], max_length=16, waste={"to max_length": 0.5, "to the longest": 0.25})
     >>> ax.get_title(loc="left")
@@ -192,14 +180,8 @@ def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
         lines.append((longest, f"longest {longest:,}", ":", COLOURS["validation"]))
     if max_length:
         cut = sum(length > max_length for length in values) / len(values)
-        lines.append(
-            (
-                max_length,
-                f"limit {max_length:,}: {f'{cut:.1%} of rows' if cut else 'no row'} cut",
-                "--",
-                COLOURS["limit"],
-            )
-        )
+        label = f"limit {max_length:,}: {f'{cut:.1%} of rows' if cut else 'no row'} cut"
+        lines.append((max_length, label, "--", COLOURS["limit"]))
     for place, label, style, colour in lines:
         ax.axvline(place, linestyle=style, color=colour, linewidth=1.4, label=label)
     ax.set_xlim(0, 1.05 * max(longest, max_length or 0))
@@ -223,9 +205,8 @@ def memory(bars, ax=None, *, title=None, capacity=None, source=None):
 
     Taught in notebooks/03_full_fine_tuning.ipynb, "Round 2: predicted against measured".
     """
-    rows = [
-        (name, kind, pair[kind]) for name, pair in bars.items() for kind in ("predicted", "measured") if kind in pair
-    ]
+    kinds = ("predicted", "measured")
+    rows = [(name, kind, pair[kind]) for name, pair in bars.items() for kind in kinds if kind in pair]
     if not rows:
         raise ValueError('no bars to draw. Pass {"full": {"predicted": split, "measured": split}}.')
     unknown = {part for _, _, split in rows for part in split} - set(PARTS)
@@ -378,7 +359,8 @@ def _places(points):
 
 
 def _by_name(values):
-    return values if any(isinstance(value, dict) for value in values.values()) else {"": values} if values else {}
+    named = not values or any(isinstance(value, dict) for value in values.values())
+    return values if named else {"": values}
 
 
 def _axes(ax, size=(WIDTH, HEIGHT)):

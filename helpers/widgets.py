@@ -2,35 +2,38 @@
 
     panel = widgets.tune(train, learning_rate=(1e-5, 1e-2), epochs=(1, 4))   # train(learning_rate, epochs, callbacks)
     panel                                                                     # as the last line of a cell: shows it
-    panel.start(learning_rate=3e-4); panel.wait(); panel.table()              # the same without a front end
+    panel.start(learning_rate=3e-4); panel.wait(); panel.table()              # the same without a browser
 
-What takes time runs in a thread, so the kernel stays free for other cells. In such a thread `print` and progress bars
-are lost, and `matplotlib.pyplot` is not safe: everything is drawn through the value of a widget. Nothing is global.
+Whatever takes time runs in a thread, so the kernel stays free for other cells. In such a thread `print` and progress
+bars are lost and `matplotlib.pyplot` is not safe: everything is shown through the value of a widget. Nothing is global.
 """
 
 import base64
 import contextlib
-import dataclasses
 import html
 import inspect
 import io
 import json
 import math
 import os
+import statistics
 import threading
 import time
 import traceback
+import zlib
 from difflib import get_close_matches
 from pathlib import Path
 
 import ipywidgets
+import numpy
 
 from helpers import env, generate, plots, record
 
-WIDE = {"description_width": "12em"}
-REDRAW_S = 0.2  # at most five drawings a second
+LABEL = {"description_width": "11.5em"}
+SIZE = dict(figsize=(7, 3), dpi=80)  # of every picture
+REDRAW_S = 0.22  # more than four drawings a second
 POINTS = 5  # of a sweep over a range
-NOT_METRICS = ("epoch", "step", "total_flos")  # and the times of the Trainer
+REQUIRED = inspect.Parameter.empty  # the default of a parameter that has none
 SHAPES = {  # sizes to ask about without a download: those of well-known models
     "110M BERT-base": ("bert", {}),
     "395M ModernBERT-large": ("modernbert", dict(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28,
@@ -61,25 +64,44 @@ METHODS = ("full", "LoRA", "QLoRA")
 # ---- What the three panels share ------------------------------------------------------------------------
 
 
-class _Stopped(Exception):
-    """Ends an evaluation or a generation when Stop was pressed."""
+class Stopped(Exception):
+    """Ends an evaluation, a search or a generation when Stop was pressed or a newer question waits."""
 
 
-class _Panel:
-    """A box of widgets and one thread at a time; an error is shown in the box, and raised by `wait`."""
+class Panel:
+    """Controls, Start and Stop, a status, a picture and a table; one thread at a time, whose error `wait` raises.
 
-    def __init__(self):
-        self._thread, self._stop, self.error = None, threading.Event(), None
-        self.status = ipywidgets.HTML(_status("ready"))
-        self.problem = ipywidgets.HTML()
-        self.start_button = ipywidgets.Button(description="Start", tooltip="Start a run", button_style="primary")
+    A kind of panel gives the controls (name -> its widget and its row, from `_control`). Its `start` calls
+    `_begin(work)`; `work(stop)` may raise `Stopped` once `stop` is set, appends to `answers` and says how it went.
+    Its `_chart(ax)` draws the picture.
+    """
+
+    plain_errors = ()  # errors whose message says all: shown without a traceback
+
+    def __init__(self, controls, css_class, button, *, before=(), live=(), below=()):
+        self.controls = {name: control for name, (control, _) in controls.items()}
+        self._thread, self._stop, self.error, self.answers = None, threading.Event(), None, []
+        self.status, self.problem, self.picture, self.history = (ipywidgets.HTML() for _ in range(4))
+        self.start_button = ipywidgets.Button(description=button, tooltip="Start a run", button_style="primary")
         self.stop_button = ipywidgets.Button(description="Stop", tooltip="Stop the run", disabled=True)
         self.start_button.on_click(lambda _: self._clicked())
         self.stop_button.on_click(lambda _: self.stop())
+        rows = ipywidgets.VBox([row for _, row in controls.values()], layout={"width": "29em"})
+        buttons = ipywidgets.HBox([*before, self.start_button, self.stop_button])
+        result = ipywidgets.VBox([buttons, *live, self.status, self.picture])
+        result.layout.width = self.picture.layout.max_width = "565px"
+        sides = ipywidgets.HBox([rows, result], layout={"flex_flow": "row wrap", "grid_gap": "0 1em"})
+        self.box = ipywidgets.VBox([sides, self.problem, self.history, *below]).add_class(css_class)
+        self._say("ready")
 
     def _repr_mimebundle_(self, **options):
         shown = self.box._repr_mimebundle_(**options) or {}
         return {**shown, "text/plain": repr(self)}
+
+    @property
+    def settings(self):
+        """What the controls are set to."""
+        return {name: control.value for name, control in self.controls.items()}
 
     @property
     def running(self):
@@ -90,14 +112,14 @@ class _Panel:
         """Asks what runs to end, and what is queued not to begin; `wait` waits until it has."""
         self._stop.set()
         if self.running:
-            self.status.value = _status("stopping …")
+            self._say("stopping …")
 
-    def wait(self, seconds=None):
+    def wait(self, seconds=math.inf):
         """Waits until nothing runs; raises the error of the run. An interrupted kernel stops the run."""
+        deadline = time.monotonic() + seconds
         try:
-            while self.running and (seconds is None or seconds > 0):
+            while self.running and time.monotonic() < deadline:
                 self._thread.join(0.05)
-                seconds = None if seconds is None else seconds - 0.05
         except KeyboardInterrupt:
             self.stop()
             raise
@@ -105,69 +127,153 @@ class _Panel:
             raise self.error
         return self
 
+    def table(self):
+        """What was run so far, one row each, the last one the newest."""
+        return record.show(self._rows())
+
+    def plot(self):
+        """The picture as a chart; for the main thread."""
+        import matplotlib.pyplot as plt
+
+        return self._chart(plt.subplots(figsize=(7, 3), dpi=100, layout="constrained")[1])
+
+    def _rows(self):
+        """The answers: the settings that differ between them, and what came out."""
+        differ = [name for name in self.settings if len({str(answer[name]) for answer in self.answers}) > 1]
+        hidden = {*self.settings} - {*differ}
+        return [{name: value for name, value in answer.items() if name not in hidden} for answer in self.answers]
+
+    def _set(self, settings):
+        for name, value in settings.items():
+            self._existing(name).value = value
+
+    def _existing(self, name):
+        if name not in self.controls:
+            close = _closest(name, self.controls)
+            raise ValueError(f"there is no control {name}{close}; the controls are {', '.join(self.controls)}.")
+        return self.controls[name]
+
     def _clicked(self):
         try:
             self.start()
         except Exception as error:  # a message in the panel: an exception of a click is not seen by the reader
-            self.status.value = _status(str(error))
+            self._say(str(error))
 
-    def _begin(self, work):
-        """Runs `work` in a thread, unless one runs already."""
+    def _say(self, text):
+        self.status.value = f'<span role="status">{html.escape(text)}</span>'
+
+    def _show(self, png, text):
+        """Shows a picture; `text` is what it says, for who cannot see it."""
+        data = base64.b64encode(png).decode()
+        self.picture.value = f'<img alt="{html.escape(text)}" decoding="sync" src="data:image/png;base64,{data}">'
+
+    def _show_chart(self, text):
+        """Shows the chart; without pyplot, so it is safe in a thread."""
+        from matplotlib.figure import Figure
+
+        figure, file = Figure(**SIZE, layout="constrained"), io.BytesIO()
+        self._chart(figure.subplots())
+        figure.savefig(file, format="png")
+        self._show(file.getvalue(), text)
+
+    def _show_history(self):
+        self.history.value = _history(self._rows(), self.settings)
+
+    def _refuse_a_second_run(self):
         if self.running:
             raise RuntimeError("a run is under way, so no second one is started. Stop it, or wait for its end.")
-        self._stop.clear()
-        self.error, self.problem.value = None, ""
-        self.start_button.disabled, self.stop_button.disabled = True, False
-        self._thread = threading.Thread(target=self._guarded, args=(work,), daemon=True)
+
+    def _begin(self, work):
+        """Runs `work` in a thread, once the thread before, which is stopped, has ended."""
+        self._stop.set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._guarded, args=(work, self._stop, self._thread), daemon=True)
         self._thread.start()
 
-    def _guarded(self, work):
+    def _guarded(self, work, stop, thread_before):
+        """Runs `work`; its error goes to the panel, since nobody sees an exception of a thread."""
+        if thread_before is not None:
+            thread_before.join()
+        self.error, self.problem.value = None, ""
+        self.start_button.disabled, self.stop_button.disabled = True, False
         try:
-            work()
+            work(stop)
+        except Stopped:
+            self._say("stopped")
         except Exception as error:
             self.error = error
-            self.status.value = _status(f"failed: {type(error).__name__}")
-            self.problem.value = f'<pre role="alert" style="color: #B00020">{html.escape(traceback.format_exc())}</pre>'
+            self._say(f"failed: {type(error).__name__}")
+            message = str(error) if isinstance(error, self.plain_errors) else traceback.format_exc()
+            style = "color: #B00020; white-space: pre-wrap; word-break: normal; max-height: 24em; overflow: auto"
+            self.problem.value = f'<pre role="alert" style="{style}">{html.escape(message)}</pre>'
         finally:
             self.start_button.disabled, self.stop_button.disabled = False, True
 
 
-def _status(text):
-    return f'<span role="status">{html.escape(text)}</span>'
+def _closest(name, names):
+    return "".join(f" (closest: {close})" for close in get_close_matches(name, names, 1))
 
 
-def _control(name, values, default=inspect.Parameter.empty):
-    """A labelled control, and all widgets that show it: what is typed or dragged is in the first one's `value`."""
-    given = default is not inspect.Parameter.empty
-    label = {"description": name, "style": WIDE, "tooltip": name}
+def _history(rows, settings):
+    """The rows as an HTML table, the last one first; a setting that differs from the row before is marked."""
+    import pandas
+
+    if not rows:
+        return "<p>no runs yet</p>"
+    cells = [{name: html.escape(_text(value)) for name, value in row.items()} for row in rows]
+    for before, row, texts in zip(rows, rows[1:], cells[1:], strict=False):
+        for name in settings.keys() & row.keys():
+            if row[name] != before[name]:
+                texts[name] = f"<mark><b>{texts[name]}</b></mark>"
+    frame = pandas.DataFrame(cells[::-1]).set_index("run").rename_axis(index=None, columns="run")
+    table = frame.to_html(escape=False, border=0, na_rep="—", classes="panel-history")
+    style = (
+        "<style>.panel-history {margin: 0 !important} .panel-history :is(td, th) {text-align: left !important}</style>"
+    )
+    return f'<div class="jp-RenderedHTMLCommon">{style}{table}</div>'
+
+
+def _text(value):
+    return "—" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _control(name, values, default=REQUIRED):
+    """The widget whose value is the setting, and the row that shows it: for a number with a slider beside it."""
+    value = _first_value(name, values, default)
+    look = {"value": value, "description": name, "tooltip": name, "style": LABEL}
     if isinstance(values, bool):
-        box = ipywidgets.Checkbox(default if given else values, description=name, indent=True, tooltip=name)
-        return box, [box]
+        control = ipywidgets.Checkbox(**look)
+        return control, control
     if isinstance(values, list):
-        one = ipywidgets.Dropdown(options=values, value=default if given else values[0], **label)
-        one.layout.width = "26em"
-        return one, [one]
-    numbers = isinstance(values, tuple) and len(values) == 2 and all(type(v) in (int, float) for v in values)
-    if not numbers or not values[0] < values[1]:
-        raise ValueError(f"{name}={values!r}: pass (lowest, highest), a list of choices, or True or False.")
+        control = ipywidgets.Dropdown(options=values, layout={"width": "27em"}, **look)
+        return control, control
     low, high = values
-    value = default if given else low
-    if not low <= value <= high:
-        raise ValueError(f"{name}: the default of train, {value!r}, is not between {low} and {high}.")
-    whole = all(type(v) is int for v in values)
-    ends = dict(value=value, min=low, max=high)
-    text = (ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText)(**ends, step=1 if whole else None)
-    text.description, text.tooltip, text.style, text.layout.width = name, name, label["style"], "18em"
-    slide = dict(readout=False, tooltip=f"{name}: slider, arrow keys move it", layout={"width": "18em"})
+    whole = all(type(end) is int for end in values)
+    box = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
+    text = box(min=low, max=high, step=1 if whole else None, layout={"width": "18em"}, **look)
+    look = {"value": value, "readout": False, "tooltip": f"{name}: slider, arrow keys move it"}
     if _is_log(values):
-        exponents = dict(min=math.log10(low), max=math.log10(high), step=0.05, value=value)
-        slider = ipywidgets.FloatLogSlider(**exponents, **slide)
+        slider = ipywidgets.FloatLogSlider(min=math.log10(low), max=math.log10(high), step=0.05, **look)
     else:
-        slider = (ipywidgets.IntSlider if whole else ipywidgets.FloatSlider)(
-            **ends, step=1 if whole else (high - low) / 100, **slide
-        )
-    _tie(slider, text, whole)
-    return text, [text, slider]
+        kind, step = (ipywidgets.IntSlider, 1) if whole else (ipywidgets.FloatSlider, (high - low) / 100)
+        slider = kind(min=low, max=high, step=step, **look)
+    slider.layout.width = "9em"
+    _tie(slider, text)
+    return text, ipywidgets.HBox([text, slider])
+
+
+def _first_value(name, values, default):
+    """Where a control starts: at the default, else at its first value. `ValueError` for what makes no control."""
+    if isinstance(values, bool):
+        return values if default is REQUIRED else bool(default)
+    is_range = isinstance(values, tuple) and len(values) == 2 and all(type(end) in (int, float) for end in values)
+    if not (is_range and values[0] < values[1]) and not (isinstance(values, list) and values):
+        raise ValueError(f"{name}={values!r}: pass (lowest, highest), a list of choices, or True or False.")
+    if default is REQUIRED:
+        return values[0]
+    if not (values[0] <= default <= values[1] if is_range else default in values):
+        raise ValueError(f"{name}: the default, {default!r}, is not {'between' if is_range else 'one of'} {values}.")
+    return default
 
 
 def _is_log(values):
@@ -175,39 +281,34 @@ def _is_log(values):
     return type(values[1]) is float and values[0] > 0 and values[1] >= 10 * values[0]
 
 
-def _tie(slider, text, whole):
+def _tie(slider, text):
     """The number in the box is exact; a slider that is dragged gives two digits, and is not pushed while it is."""
-    log = isinstance(slider, ipywidgets.FloatLogSlider)
-
-    def is_there(at, number):
-        place, wanted = (math.log10(value) if log else value for value in (at, number))
-        return abs(place - wanted) <= (0 if whole else 0.51 * slider.step)
+    whole = isinstance(slider, ipywidgets.IntSlider)
+    place = math.log10 if isinstance(slider, ipywidgets.FloatLogSlider) else float
+    near = 0 if whole else 0.51 * slider.step
 
     def moved(change):
-        if is_there(change["new"], text.value):
-            return  # the front end only rounded what was typed to a place of the slider
+        if abs(place(change["new"]) - place(text.value)) <= near:
+            return  # the browser only rounded what was typed to a place of the slider
         value = change["new"] if whole else float(f"{change['new']:.2g}")
         text.value = min(max(value, text.min), text.max)
 
     def typed(change):
-        if not is_there(slider.value, change["new"]):
+        if abs(place(slider.value) - place(change["new"])) > near:
             slider.value = change["new"]
 
     slider.observe(moved, "value")
     text.observe(typed, "value")
 
 
-def _choices(values, points=POINTS):
+def _sweep(values):
     """The values of a sweep: all choices, or some of a range with equal steps (equal factors for rates)."""
-    if isinstance(values, bool):
-        return [False, True]
-    if isinstance(values, list):
-        return list(values)
-    low, high = values
+    if isinstance(values, (bool, list)):
+        return values if isinstance(values, list) else [False, True]
     if _is_log(values):
-        return [float(f"{low * (high / low) ** (i / (points - 1)):.2g}") for i in range(points)]
-    steps = [low + (high - low) * i / (points - 1) for i in range(points)]
-    return sorted({round(step) for step in steps}) if type(high) is int else steps
+        return [float(f"{value:.2g}") for value in numpy.geomspace(*values, POINTS)]
+    steps = numpy.linspace(*values, POINTS).tolist()
+    return sorted({round(step) for step in steps}) if type(values[1]) is int else steps
 
 
 # ---- tune -----------------------------------------------------------------------------------------------
@@ -237,42 +338,38 @@ def tune(train, *, folder=None, **ranges):
 
     Taught in notebooks/01_classification.ipynb, "Tune it by hand".
     """
-    return _Tuning(train, folder, ranges)
+    return Tuning(train, folder, ranges)
 
 
-class _Tuning(_Panel):
+class Tuning(Panel):
+    """The panel of `tune`."""
+
     def __init__(self, train, folder, ranges):
-        super().__init__()
-        self.train, self.ranges, self._fixed = train, ranges, _fixed(train, ranges)
+        self.train, self.ranges, self._fixed = train, ranges, _defaults_without_control(train, ranges)
         self.folder = Path(folder or Path(os.environ.get("HELPERS_RUNS", "runs")) / "tune" / train.__name__)
-        self.result = self.model = None
         self.records = record.load(self.folder) if list(self.folder.glob("*.json")) else []
+        self.result = self.model = self._first = None
         self.drawing_s, self.drawings, self._drawn = 0.0, 0, 0.0  # processor seconds, how often, when
-        self._curve, self._steps, self._began, self._place = [], 0, None, ""
-        self._build()
-        self._show_history()
-        self._draw(force=True)
-
-    def _build(self):
-        parameters = inspect.signature(self.train).parameters
-        made = {name: _control(name, values, parameters[name].default) for name, values in self.ranges.items()}
-        self.controls = {name: control for name, (control, _) in made.items()}
-        ways = {"once": {}} | ({"with three seeds": {"seeds": 3}} if "seed" in parameters else {})
-        ways |= {f"sweep {name}": {"sweep": name} for name in self.ranges}
-        self.way = ipywidgets.Dropdown(options=ways, description="run", tooltip="once, or queued", style=WIDE)
-        self.progress = ipywidgets.IntProgress(description="step", tooltip="progress of the run", style=WIDE)
-        self.picture, self.history = ipywidgets.HTML(), ipywidgets.HTML()
-        self.chosen = ipywidgets.Dropdown(description="settings of", tooltip="the run to repeat", style=WIDE)
+        parameters = inspect.signature(train).parameters
+        ways = {"once": {}} | {f"sweep {name}": {"sweep": name} for name in ranges}
+        if "seed" in parameters:
+            ways["with three seeds"] = {"seeds": 3}
+        self.way = ipywidgets.Dropdown(options=ways, description="run", tooltip="once, or queued")
+        self.progress = ipywidgets.IntProgress(tooltip="progress of the run", layout={"width": "98%", "height": "1em"})
+        self.chosen = ipywidgets.Dropdown(description="settings of", tooltip="the run to repeat", style=LABEL)
         self.use_button = ipywidgets.Button(description="Use these settings", tooltip="Print the code of that run")
-        self.code_text = ipywidgets.Textarea(description="code", tooltip="copy this into a cell", style=WIDE)
-        self.code_text.layout.width = "90%"
         self.use_button.on_click(lambda _: self._use())
-        rows = [ipywidgets.HBox(parts) for _, parts in made.values()]
-        buttons = ipywidgets.HBox([self.way, self.start_button, self.stop_button])
+        self.code_text = ipywidgets.Text(description="code", tooltip="copy this into a cell", style=LABEL)
+        self.code_text.layout.width = "98%"
+        controls = {name: _control(name, values, parameters[name].default) for name, values in ranges.items()}
         using = ipywidgets.HBox([self.chosen, self.use_button])
-        live = [ipywidgets.HBox([self.progress, self.status]), self.problem, self.picture, self.history]
-        self.box = ipywidgets.VBox([*rows, buttons, *live, using, self.code_text])
-        self.box.add_class("tuning-panel")
+        super().__init__(
+            controls, "tuning-panel", "Start", before=[self.way], live=[self.progress], below=[using, self.code_text]
+        )
+        *earlier, last = self.records or [{}]
+        self._curve, self._picture = last.get("curve", []), LiveCurve(earlier)  # a new panel shows the last run
+        self._show_history()
+        self._draw()
 
     def __repr__(self):
         ranges = ", ".join(f"{name}: {_range(values)}" for name, values in self.ranges.items())
@@ -281,44 +378,41 @@ class _Tuning(_Panel):
     @property
     def settings(self):
         """What the next run will be called with."""
-        return {**{name: control.value for name, control in self.controls.items()}, **self._fixed}
+        return {**super().settings, **self._fixed}
 
     def start(self, *, sweep=None, seeds=None, **settings):
         """Runs `train` in the background: once, over some seeds, or once for each value of a control."""
-        if self.running:
-            self._begin(None)  # says so
-        for name, value in settings.items():
-            if name not in self.controls:
-                raise ValueError(f"{name} has no control; there are {', '.join(self.controls)}.")
-            self.controls[name].value = value
-        way = self.way.value if sweep is None and seeds is None else {"sweep": sweep, "seeds": seeds}
-        sweep, seeds, chosen = way.get("sweep"), way.get("seeds") or 1, self.settings
-        if seeds > 1 and "seed" not in chosen:
-            raise ValueError("train has no parameter seed, so it cannot be repeated over seeds. Give it one.")
-        if sweep is not None and sweep not in self.controls:
-            raise ValueError(f"{sweep} has no control to sweep; there are {', '.join(self.controls)}.")
-        queue = [{**chosen, sweep: value} for value in _choices(self.ranges[sweep])] if sweep else [chosen]
-        if seeds > 1:
-            queue = [{**run, "seed": chosen["seed"] + i} for run in queue for i in range(seeds)]
-        self._begin(lambda: self._run_all(queue))
+        self._refuse_a_second_run()
+        self._set(settings)
+        if sweep is None and seeds is None:
+            sweep, seeds = self.way.value.get("sweep"), self.way.value.get("seeds")
+        queue = [self.settings]
+        if sweep is not None:
+            self._existing(sweep)
+            queue = [{**self.settings, sweep: value} for value in _sweep(self.ranges[sweep])]
+        if (seeds or 1) > 1:
+            if "seed" not in self.settings:
+                raise ValueError("train has no parameter seed, so it cannot be repeated over seeds. Give it one.")
+            queue = [{**run, "seed": run["seed"] + i} for run in queue for i in range(seeds)]
+        self._begin(lambda stop: self._run_all(queue, stop))
         return self
 
-    def _run_all(self, queue):
+    def _run_all(self, queue, stop):
         for i, settings in enumerate(queue, 1):
-            if self._stop.is_set():
+            if stop.is_set():
                 break
-            self._place = f"run {i} of {len(queue)}, " if len(queue) > 1 else ""
-            self._run(settings)
+            self._run(settings, stop, f"run {i} of {len(queue)}, " if len(queue) > 1 else "")
 
-    def _run(self, settings):
+    def _run(self, settings, stop, place):
         """One run and its record; the record is written whatever happens."""
-        self._curve, self._steps, self._began, self.result = [], 0, None, None
-        self.status.value, started, outcome = _status(f"{self._place}starting"), time.perf_counter(), "failed"
+        self._place, self._curve, self._first, self.result, outcome = place, [], None, None, "failed"
+        self._picture = LiveCurve(self.records)
+        self._say(f"{place}starting")
+        started = time.perf_counter()
         try:
-            with contextlib.suppress(_Stopped):
-                self.result = self.train(**settings, callbacks=[_callback(self)])
-            outcome = "stopped" if self._stop.is_set() else "finished"
-            self.progress.value = self._steps if outcome == "finished" else self.progress.value
+            with contextlib.suppress(Stopped):
+                self.result = self.train(**settings, callbacks=[_callback(self, stop)])
+            outcome = "stopped" if stop.is_set() else "finished"
         finally:
             seconds = round(time.perf_counter() - started, 2)
             path = record.save(
@@ -327,61 +421,59 @@ class _Tuning(_Panel):
             )  # fmt: skip
             self.records.append(record.load(path))
             self._show_history()
-            self._draw(force=True)
-            self.status.value = _status(f"{self._place}{outcome} after {seconds:.1f} s, saved as {path.name}")
+            self._draw()
+            self._say(f"{place}{outcome} after {seconds:.1f} s, saved as {path.name}")
 
     def _seen(self, step, last, model):
-        """Called by the callback after each step."""
-        self._steps, self.model = last, model
-        self._began = self._began or (time.perf_counter(), step)
-        self._draw(step)
-
-    def _draw(self, step=None, force=False):
-        """The status and the picture, not more often than REDRAW_S; what it costs is added up."""
-        now = time.perf_counter()
-        if not force and now - self._drawn < REDRAW_S:
+        """Called by the callback after each step: what can be seen of it, not more often than REDRAW_S."""
+        now, self.model = time.perf_counter(), model
+        self._first = self._first or (now, step)
+        if now - self._drawn < REDRAW_S and step < last:
             return
-        self._drawn, began, self.drawings = now, time.thread_time(), self.drawings + 1
-        if step is not None:
-            done = step - self._began[1]
-            left = f", {(now - self._began[0]) / done * (self._steps - step):.0f} s left" if done else ""
-            self.progress.max, self.progress.value = self._steps, step
-            self.status.value = _status(f"{self._place}step {step} of {self._steps}{left}")
-        earlier = {run["name"]: run["curve"] for run in self.records if run.get("curve")}
-        if step is None and self.records and self.records[-1].get("curve") and not self.running | bool(self._curve):
-            self._curve = self.records[-1]["curve"]  # a new panel shows the last run of its folder
-        if self._curve and self.records and self.records[-1].get("curve") == self._curve:
-            earlier.pop(self.records[-1]["name"])
-        self.picture.value = _svg(self._curve, earlier)
+        self.progress.max, self.progress.value = last, step
+        began, first = self._first
+        left = f", {(now - began) / (step - first) * (last - step):.0f} s left" if step > first else ""
+        self._say(f"{self._place}step {step} of {last}{left}")
+        self._draw(last)
+
+    def _draw(self, last=1):
+        """Shows the curve so far of a run of `last` steps; what that costs is added up."""
+        began = time.thread_time()
+        self._show(*self._picture.png(self._curve, last))
+        self._drawn, self.drawings = time.perf_counter(), self.drawings + 1
         self.drawing_s += time.thread_time() - began
 
+    def _rows(self):
+        return [
+            {"run": run["name"], "outcome": run.get("outcome"), "seconds": run.get("seconds")}
+            | {name: run["settings"].get(name) for name in self.settings}
+            | run["metrics"]
+            for run in self.records
+        ]
+
     def _show_history(self):
-        self.history.value = _history(self.records)
+        super()._show_history()
         self.chosen.options = [run["name"] for run in reversed(self.records)]
-        self.chosen.index = None  # new options leave the list of the front end without a choice
+        self.chosen.index = None  # new options leave the list in the browser without a choice
         self.chosen.index = 0 if self.records else None
 
     def _use(self):
         """The code of the chosen run; the controls go to its settings."""
         self.code_text.value = self.code(self.chosen.value)
+        settings = self._settings_of(self.chosen.value)
+        self._set({name: settings[name] for name in self.controls if name in settings})
+
+    def _settings_of(self, name):
         for run in self.records:
-            for name, control in self.controls.items() if run["name"] == self.chosen.value else ():
-                control.value = run["settings"][name]
+            if run["name"] == name:
+                return run["settings"]
+        raise ValueError(f"there is no run {name!r} in {self.folder.name}: pass the name in the table.")
 
     def code(self, name=None):
         """The line that repeats a run (of this name; else with the settings of the controls) without the panel."""
-        found = [run["settings"] for run in self.records if run["name"] == name]
-        if name is not None and not found:
-            raise ValueError(f"there is no run {name!r} in {self.folder.name}: pass the name in the table.")
-        settings = self.settings | (found[0] if found else {})  # in the order of the panel
+        settings = self.settings if name is None else self.settings | self._settings_of(name)
         arguments = "".join(f"{name}={value!r}, " for name, value in settings.items())
         return f"result = {self.train.__name__}({arguments}callbacks=[])"
-
-    def table(self):
-        """The runs as a table."""
-        names = ["name", *(f"settings.{name}" for name in self.settings), *_metric_names(self.records)]
-        known = {name for run in self.records for name in _flat(run)} | {"name", "seconds", "outcome"}
-        return record.table(self.records, [name for name in [*names, "seconds", "outcome"] if name in known])
 
     def best(self, metric, highest=True):
         """The best value of a metric over the runs, or None when there is none yet."""
@@ -390,25 +482,26 @@ class _Tuning(_Panel):
 
     def plot(self, title=None):
         """The curves of all runs, named with the settings that differ, as a chart; for the main thread."""
-        drawn = [run for run in self.records if run["curve"]]
-        differ = [name for name in self.settings if len({str(run["settings"].get(name)) for run in drawn}) > 1]
-        told = {run["name"]: "".join(f", {name} {run['settings'].get(name)}" for name in differ) for run in drawn}
-        return plots.learning_curves({run["name"] + told[run["name"]]: run["curve"] for run in drawn}, title=title)
+        runs = [run for run in self.records if run["curve"]]
+        differ = [name for name in self.settings if len({str(run["settings"].get(name)) for run in runs}) > 1]
+        curves = {
+            ", ".join([run["name"], *(f"{name} {run['settings'].get(name)}" for name in differ)]): run["curve"]
+            for run in runs
+        }
+        return plots.learning_curves(curves, title=title)
 
 
-def _fixed(train, ranges):
+def _defaults_without_control(train, ranges):
     """The defaults of the parameters that have no control; an error for a signature that cannot be called."""
     parameters = inspect.signature(train).parameters
     if "callbacks" not in parameters:
-        raise ValueError(
-            f"{train.__name__} has no parameter callbacks. Add it, and pass it on: Trainer(callbacks=...)."
-        )
+        raise ValueError(f"{train.__name__} has no parameter callbacks. Add it, and pass it to Trainer(callbacks=...).")
     for name in ranges:
         if name not in parameters:
-            close = "".join(f" (closest: {one})" for one in get_close_matches(name, parameters, 1))
+            close = _closest(name, parameters)
             raise ValueError(f"{train.__name__} has no parameter {name}{close}: it has {', '.join(parameters)}.")
     rest = {name: one.default for name, one in parameters.items() if name not in (*ranges, "callbacks")}
-    missing = [name for name, default in rest.items() if default is inspect.Parameter.empty]
+    missing = [name for name, default in rest.items() if default is REQUIRED]
     if missing:
         raise ValueError(f"{', '.join(missing)} of {train.__name__}: give a range here, or a default there.")
     return rest
@@ -418,7 +511,7 @@ def _range(values):
     return f"{values[0]:g} to {values[1]:g}" if isinstance(values, tuple) else str(values)
 
 
-def _callback(panel):
+def _callback(panel, stop):
     """What a panel gives to the Trainer: it sees each step and each log, and can stop."""
     from transformers import TrainerCallback
 
@@ -431,15 +524,15 @@ def _callback(panel):
             self.on_substep_end(args, state, control)
 
         def on_substep_end(self, args, state, control, **more):
-            control.should_training_stop |= panel._stop.is_set()
+            control.should_training_stop |= stop.is_set()
 
         def on_epoch_end(self, args, state, control, **more):
-            if panel._stop.is_set():  # who presses Stop does not wait for an evaluation
+            if stop.is_set():  # who presses Stop does not wait for an evaluation
                 control.should_evaluate = control.should_save = False
 
         def on_prediction_step(self, args, state, control, **more):
-            if panel._stop.is_set():
-                raise _Stopped
+            if stop.is_set():
+                raise Stopped
 
         def on_log(self, args, state, control, logs=None, **more):
             panel._curve.append({**logs, "step": state.global_step})
@@ -449,77 +542,79 @@ def _callback(panel):
 
 def _metrics(curve):
     """The last value of each metric of a run: those of the evaluations, and the mean loss of training."""
-    found = {key: value for row in curve for key, value in row.items()}
+    last = {key: value for row in curve for key, value in row.items()}
     timed = ("_runtime", "_per_second", "_model_preparation_time")
-    return {k: v for k, v in found.items() if k.startswith(("eval_", "train_loss")) and not k.endswith(timed)}
+    return {k: v for k, v in last.items() if k.startswith(("eval_", "train_loss")) and not k.endswith(timed)}
 
 
-def _metric_names(records):
-    return list(dict.fromkeys(f"metrics.{name}" for run in records for name in run["metrics"]))
+class LiveCurve:
+    """The loss over the steps in front of earlier runs, as a picture that is cheap to draw again and again.
+
+    The axes and the earlier runs are drawn only when a point lies outside (some 50 ms). On that picture, which is kept,
+    go the lines of the run (1 ms, and 5 ms for the PNG). What is above twice the lowest start of a run is cut off, so
+    that a run that diverges does not flatten the others.
+    """
+
+    def __init__(self, earlier):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._canvas = FigureCanvasAgg(Figure(**SIZE))
+        self._ax = self._canvas.figure.add_axes((0.09, 0.16, 0.89, 0.74))
+        self._ax.set(xlabel="optimizer step", ylabel="loss (nats)")
+        self._ax.spines[["top", "right"]].set_visible(False)
+        self._ax.grid(color="#E5E5E5", linewidth=0.8)
+        self._axes_picture, self._right, self._top, self._n_earlier = None, 0.0, 0.0, len(earlier)
+        for i, run in enumerate(earlier):
+            self._add_lines(run.get("curve") or [], "earlier runs" if i == 0 else None, color="#BBBBBB", linewidth=1)
+        self._training, self._validation = self._add_lines([], linewidth=2, animated=True)
+        self._training.set(color=plots.COLOURS["train"], label="training")
+        self._validation.set(color=plots.COLOURS["validation"], label="validation", marker="o", markersize=4)
+        self._ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9, edgecolor="none")
+
+    def _add_lines(self, curve, label=None, **look):
+        training, validation = (self._ax.plot(*_points(curve, key), **look)[0] for key in ("loss", "eval_loss"))
+        training.set_label(label)
+        return training, validation
+
+    def png(self, curve, last):
+        """The picture with the curve so far of a run of `last` steps, and in words what it shows."""
+        from matplotlib.image import imsave
+
+        self._training.set_data(*_points(curve, "loss"))
+        self._validation.set_data(*_points(curve, "eval_loss"))
+        self._make_room(last)
+        self._canvas.restore_region(self._axes_picture)
+        words = []
+        for line in (self._training, self._validation):
+            self._ax.draw_artist(line)
+            for step, loss in list(zip(*line.get_data(), strict=True))[-1:]:
+                words.append(f"{line.get_label()} loss {loss:.3f} at step {step:.0f}")
+        file = io.BytesIO()
+        imsave(
+            file, self._canvas.buffer_rgba(), format="png", pil_kwargs={"compress_type": zlib.Z_RLE}
+        )  # fast, and as small
+        return file.getvalue(), f"{', '.join(words) or 'no loss yet'}; {self._n_earlier} earlier runs in grey"
+
+    def _make_room(self, last):
+        """Draws the axes if they are not drawn yet, or if a point lies outside."""
+        lines = [line.get_data() for line in self._ax.get_lines()]
+        starts = [losses[0] for _, losses in lines[::2] if len(losses)]  # of training, not of validation
+        cap = 2 * statistics.median(starts) if starts else math.inf
+        right = max([last, *(steps[-1] for steps, _ in lines if len(steps))])
+        top = min(cap, max([0.0, *(max(losses) for _, losses in lines if len(losses))]))
+        if self._axes_picture is None or right > self._right or top > self._top:
+            self._right, self._top = right, 1.05 * top
+            self._ax.set(xlim=(0, right), ylim=(0, self._top or 1))
+            self._canvas.draw()
+            self._axes_picture = self._canvas.copy_from_bbox(self._canvas.figure.bbox)
 
 
-def _flat(run):
-    return {f"{part}.{name}": value for part in ("settings", "metrics") for name, value in run[part].items()}
-
-
-def _history(records):
-    """The runs as an HTML table, the last one first; what differs from the run before is marked."""
-    if not records:
-        return "<p>no runs yet</p>"
-    flat = [_flat(run) for run in records]
-    names = sorted(dict.fromkeys(name for run in flat for name in run), key=lambda name: name.startswith("metrics."))
-    heads = "".join(f'<th scope="col">{html.escape(name.partition(".")[2])}</th>' for name in names)
-    lines = []
-    for i, (run, values) in reversed(list(enumerate(zip(records, flat, strict=True)))):
-        before, cells = flat[i - 1] if i else values, ""
-        for name in names:
-            value = values.get(name)
-            shown = html.escape("—" if value is None else f"{value:.4g}" if type(value) is float else str(value))
-            differs = name.startswith("settings.") and value != before.get(name)
-            cells += f"<td>{f'<mark><b>{shown}</b></mark>' if differs else shown}</td>"
-        rest = f"<td>{run.get('seconds') or 0:.1f}</td><td>{run.get('outcome', '')}</td>"
-        lines.append(f'<tr><th scope="row">{html.escape(run["name"])}</th>{cells}{rest}</tr>')
-    head = f'<tr><th scope="col">run</th>{heads}<th scope="col">seconds</th><th scope="col">outcome</th></tr>'
-    caption = "<caption>runs, the last one first; marked: differs from the run before</caption>"
-    look = 'class="tuning-history"'
-    table = f"<table {look}>{caption}<thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
-    return f'<div class="jp-RenderedHTMLCommon">{table}</div>'
-
-
-def _svg(curve, earlier, width=640, height=240):
-    """Loss over the steps: training in its colour, validation in its own, earlier runs faint. A text, made in 1 ms."""
-    lines = [(_points(run, key), "earlier", "#999999") for run in earlier.values() for key in ("loss", "eval_loss")]
-    lines += [(_points(curve, "loss"), "train", plots.COLOURS["train"])]
-    lines += [(_points(curve, "eval_loss"), "validation", plots.COLOURS["validation"])]
-    every = [point for points, _, _ in lines for point in points]
-    right, top = max([x for x, _ in every], default=1) or 1, 1.05 * max([y for _, y in every], default=1) or 1
-    left, bottom, drawn = 50, height - 40, ""
-
-    def at(x, y):
-        return f"{left + x / right * (width - left - 10):.1f},{bottom - y / top * (bottom - 10):.1f}"
-
-    for share in (0, 0.5, 1):
-        y, x = bottom - share * (bottom - 10), left + share * (width - left - 10)
-        drawn += f'<path d="M{left},{y:.0f} H{width - 10}" stroke="#E5E5E5"/>'
-        drawn += f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{share * top:.2f}</text>'
-        drawn += f'<text x="{x:.0f}" y="{bottom + 16}" text-anchor="middle">{share * right:.0f}</text>'
-    for points, kind, colour in lines:
-        if points:
-            look = f'class="{kind}" stroke="{colour}" stroke-width="{1 if kind == "earlier" else 2}"'
-            drawn += f'<polyline fill="none" {look} points="{" ".join(at(x, y) for x, y in points)}"/>'
-            drawn += f'<circle cx="{at(*points[-1]).replace(",", chr(34) + " cy=" + chr(34))}" r="3" fill="{colour}"/>'
-    now = [f"{kind} loss {points[-1][1]:.3f}" for points, kind, _ in lines if points and kind != "earlier"]
-    told = html.escape(", ".join(now) or "no loss yet")
-    note = f"optimizer step · loss (nats): blue training, black validation, grey {len(earlier)} earlier"
-    drawn += f'<text x="{left}" y="{height - 6}">{note}</text>'
-    style = f'viewBox="0 0 {width} {height}" style="max-width: {width}px; font: 12px sans-serif; background: white"'
-    return f'<svg class="tuning-curve" role="img" aria-label="{told}" {style}>{drawn}</svg>'
-
-
-def _points(curve, key, most=300):
-    points = [(row["step"], row[key]) for row in curve if isinstance(row.get(key), int | float)]
-    points = [(x, y) for x, y in points if math.isfinite(y)]
-    return points[:: max(1, len(points) // most)]
+def _points(curve, key, most=200):
+    """The steps and the finite losses of a curve, at most some `most` of them."""
+    rows = [row for row in curve if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+    rows = rows[:: -(-len(rows) // most) or 1]
+    return [row["step"] for row in rows], [row[key] for row in rows]
 
 
 # ---- will_it_fit ----------------------------------------------------------------------------------------
@@ -529,10 +624,10 @@ def will_it_fit(**settings):
     """A panel that predicts the peak memory of a training by part, against the memory of a GPU.
 
     `model` is one of `SHAPES`, a name in `data/models`, a folder or a Hub id; `gpu` one of `GPUS`; `method` full,
-    LoRA or QLoRA (on all linear
-    layers); then `rank`, `batch`, `length`, `precision`, `checkpointing` and `optimizer`. Each may be given here, or to
-    `panel.start(...)`. What does not fit gets the smallest change that does: smaller batches, checkpointing, LoRA,
-    QLoRA, shorter rows, in this order. A newer setting wins over a prediction under way; predictions are kept.
+    LoRA or QLoRA (on all linear layers); then `rank`, `batch`, `length`, `precision`, `checkpointing` and `optimizer`.
+    Each may be given here, or to `panel.start(...)`. What does not fit gets the smallest change that does: smaller
+    batches, checkpointing, LoRA, QLoRA, shorter rows, in this order. A newer setting wins over a prediction under way;
+    predictions are kept.
 
     `panel.prediction`, `panel.fit` and `panel.change` are the answer, `panel.plot()` draws it.
 
@@ -542,19 +637,22 @@ def will_it_fit(**settings):
 
     Taught in notebooks/03_full_fine_tuning.ipynb, "Will it fit? Play".
     """
-    return _Fitting(settings)
+    return Fitting(settings)
 
 
-class _Fitting(_Panel):
+class Fitting(Panel):
+    """The panel of `will_it_fit`."""
+
+    plain_errors = (ValueError,)  # memory says what is wrong in a sentence
+
     def __init__(self, settings):
-        super().__init__()
         from helpers import memory
 
-        model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=WIDE)
+        model = ipywidgets.Combobox(value="7B Llama", options=list(SHAPES), description="model", style=LABEL)
         model.tooltip, model.continuous_update = "a size of this list, a folder, or a Hub id", False
-        model.layout.width = "26em"
-        made = {
-            "model": (model, [model]),
+        model.layout.width = "27em"
+        controls = {
+            "model": (model, model),
             "gpu": _control("gpu", list(GPUS), "RTX 4090 (24 GB)"),
             "method": _control("method", list(METHODS), "LoRA"),
             "rank": _control("rank", (1, 256), 16),
@@ -564,187 +662,106 @@ class _Fitting(_Panel):
             "checkpointing": _control("checkpointing", False),
             "optimizer": _control("optimizer", list(memory.OPTIMIZERS)),
         }
-        self.controls = {name: control for name, (control, _) in made.items()}
+        super().__init__(controls, "fitting-panel", "Predict")
         self.prediction = self.fit = self.change = None
-        self._lock, self._cache, self._wanted, self._busy, self._quiet = threading.Lock(), {}, None, False, False
+        self._known = {}  # predictions by their settings
         self._set(settings)
         for control in self.controls.values():
-            control.observe(self._changed, "value")
-        self.start_button.description, self.start_button.tooltip = "Predict", "Predict the memory of these settings"
-        self.picture, self.advice = ipywidgets.HTML(), ipywidgets.HTML()
-        rows = [ipywidgets.HBox(parts) for _, parts in made.values()]
-        answer = [ipywidgets.HBox([self.start_button, self.status]), self.problem, self.picture, self.advice]
-        self.box = ipywidgets.VBox([*rows, *answer])
-        self.box.add_class("fitting-panel")
+            control.observe(lambda _: self.start(), "value")
 
     def __repr__(self):
-        said = f" {self.said}" if self.fit else ""
-        return f"A panel that predicts memory.{said} Run this cell in JupyterLab to use it."
-
-    @property
-    def settings(self):
-        """What is asked about."""
-        return {name: control.value for name, control in self.controls.items()}
+        answer = f" {self._sentence()}" if self.fit else ""
+        return f"A panel that predicts memory.{answer} Run this cell in JupyterLab to use it."
 
     def start(self, **settings):
         """Predicts for these settings in the background; a prediction under way is dropped."""
         self._set(settings)
-        self._changed()
+        settings = self.settings
+        self._begin(lambda stop: self._answer(settings, stop))
         return self
 
-    def _set(self, settings):
-        self._quiet = True  # one prediction for all of them
-        try:
-            for name, value in settings.items():
-                if name not in self.controls:
-                    raise ValueError(f"will_it_fit has no {name}; it has {', '.join(self.controls)}.")
-                self.controls[name].value = value
-        finally:
-            self._quiet = False
-
-    def _changed(self, _=None):
-        if self._quiet:
-            return
-        with self._lock:
-            self._wanted = self.settings
-            if self._busy:
-                return
-            self._busy, self._thread = True, threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
-
-    def _work(self):
-        """Answers the newest question until there is none."""
-        while True:
-            time.sleep(0.05)  # while a slider is dragged, only where it rests counts
-            with self._lock:
-                wanted, self._wanted = self._wanted, None
-                if wanted is None:
-                    self._busy = False
-                    return
-            self.error, self.problem.value = None, ""
-            try:
-                self._answer(wanted)
-            except Exception as error:
-                self.error, self.prediction, self.fit = error, None, None
-                self.status.value = _status("no prediction")
-                known = isinstance(error, ValueError)  # memory says what is wrong in a sentence
-                told = html.escape(str(error) if known else traceback.format_exc())
-                self.problem.value = f'<pre role="alert" style="color: #B00020; white-space: pre-wrap">{told}</pre>'
-
-    def _answer(self, wanted):
-        self.status.value, self.advice.value = _status(f"predicting: {_named(wanted)} …"), ""
-        prediction, fit = self._predicted(wanted)
-        if self._wanted is not None:
-            return  # stale: a newer question waits
-        self.prediction, self.fit, self.change = prediction, fit, None
-        self.said = f"{_named(wanted)}: {fit.answer}, {fit.why}"
-        self._draw(wanted)
-        self.status.value = _status(self.said)
-        if fit.answer == "yes":
-            return
-        self.advice.value = _status("looking for the smallest change that makes it fit …")
-        change = self._smallest_change(wanted)
-        if self._wanted is not None:
-            return
-        self.change = change
-        told = ", ".join(f"{name} {value}" for name, value in (change or {}).items())
-        told += " (with accumulation)" if change and "batch" in change else ""
-        self.advice.value = _status(f"it fits with: {told}" if change else "no change that was tried makes it fit")
-
-    def _predicted(self, asked):
-        """The prediction and whether it fits; the prediction from the cache, if these settings were asked before."""
+    def _answer(self, settings, stop):
         from helpers import memory
 
-        needed = {name: value for name, value in asked.items() if name != "gpu"}
-        if asked["method"] == "full":
-            needed.pop("rank")
-        key = json.dumps(needed)
-        if key not in self._cache:
-            self._cache[key] = memory.predict(**_arguments(asked))
-        prediction = self._cache[key]
-        return prediction, memory.fits(dataclasses.replace(prediction, settings={}), GPUS[asked["gpu"]])
+        if stop.wait(0.05):  # while a slider is dragged, only where it rests counts
+            raise Stopped
+        self._say(f"predicting: {_question(settings)} …")
+        prediction, capacity = self._predict(settings, stop), GPUS[settings["gpu"]]
+        self.prediction, self.fit, self.change = prediction, memory.fits(prediction, capacity, suggest=False), None
+        answer = {"run": len(self.answers) + 1, **settings, "peak_gib": prediction.peak_gib, "fits": self.fit.answer}
+        self.answers.append(answer)
+        self._show_chart(self._sentence())
+        if self.fit.answer != "yes":
+            self._say(f"{self._sentence()} Looking for the smallest change that makes it fit …")
+            self.change, _, _ = memory.smallest_change(
+                lambda change: self._predict(settings | change, stop),
+                capacity,
+                batch=settings["batch"],
+                length=settings["length"],
+                checkpointing=None if settings["checkpointing"] else {"checkpointing": True},
+                methods=[{"method": method} for method in METHODS[METHODS.index(settings["method"]) + 1 :]],
+            )
+            change = ", ".join(f"{name} {value}" for name, value in (self.change or {}).items())
+            answer["fits with"] = change.replace("_", " ") or "no change that was tried"
+        self._show_history()
+        self._say(self._sentence())
 
-    def _smallest_change(self, asked):
-        """The first of the ordered changes that fits, with the largest batch that does; ends early when stale."""
-        batches = [{"batch": asked["batch"] // 2**k} for k in range(1, asked["batch"].bit_length())]
-        slower = {} if asked["checkpointing"] else {"checkpointing": True}
-        later = METHODS[METHODS.index(asked["method"]) + 1 :]
-        levels = [{}, slower, *({"method": method} | slower for method in later)]
-        last = {"method": "QLoRA"} | slower
-        levels += [last | {"length": asked["length"] // 2**k} for k in range(1, 8) if asked["length"] // 2**k >= 64]
-        for level in levels:
-            changes = [level] * bool(level) + [level | smaller for smaller in batches]
-            for change in [*changes[-1:], *changes]:  # the smallest batch first: without it, no larger one fits either
-                if self._wanted is not None:
-                    return None
-                fits = self._predicted({**asked, **change})[1].answer == "yes"
-                if fits and (change != changes[-1] or len(changes) == 1):
-                    return change
-                if not fits and change == changes[-1]:
-                    break
-            else:
-                if changes:
-                    return changes[-1]
-        return None
+    def _predict(self, settings, stop):
+        """The prediction, a known one if these settings were asked before; `Stopped` if nobody waits for it."""
+        from helpers import memory
 
-    def _draw(self, asked):
-        from matplotlib.figure import Figure
+        unused = ("gpu", "rank") if settings["method"] == "full" else ("gpu",)
+        key = json.dumps({name: value for name, value in settings.items() if name not in unused})
+        if key not in self._known:
+            self._known[key] = memory.predict(**_arguments(settings))
+        if stop.is_set():
+            raise Stopped
+        return self._known[key]
 
-        figure = Figure(figsize=(7, 2.4), dpi=80)
-        self._bars(asked, figure.add_axes((0.03, 0.24, 0.94, 0.62)))
-        self.picture.value = _image(figure, self.said)
+    def _sentence(self):
+        answer = self.answers[-1]
+        change = f" It fits with: {answer['fits with']}." if "fits with" in answer else ""
+        return f"{_question(answer)}: {self.fit.answer}, {self.fit.why}{change}"
 
-    def _bars(self, asked, ax):
-        bars = {" ": {"predicted": self.prediction.split}}
-        ax = plots.memory(bars, ax, capacity=GPUS[asked["gpu"]], title=f"{_named(asked)}: {self.fit.answer}")
+    def _chart(self, ax):
+        settings = self.answers[-1]
+        bars, title = {" ": {"predicted": self.prediction.split}}, f"{_question(settings)}: {self.fit.answer}"
+        plots.memory(bars, ax, capacity=GPUS[settings["gpu"]], title=title)
         ax.set_yticks([])
         return ax
 
-    def plot(self):
-        """The last answer, as a chart; for the main thread."""
-        import matplotlib.pyplot as plt
 
-        return self._bars(self.settings, plt.subplots(figsize=(7, 2.4), dpi=100, layout="constrained")[1])
-
-
-def _named(asked):
-    rank = "" if asked["method"] == "full" else f" r={asked['rank']}"
-    return (
-        f"{Path(asked['model']).name}, {asked['method']}{rank}, {asked['batch']} x {asked['length']}, on {asked['gpu']}"
-    )
+def _question(settings):
+    rank = "" if settings["method"] == "full" else f" r={settings['rank']}"
+    size = f"{settings['batch']} x {settings['length']}"
+    return f"{Path(settings['model']).name}, {settings['method']}{rank}, {size}, on {settings['gpu']}"
 
 
-def _arguments(asked):
+def _arguments(settings):
     """The settings of the panel as arguments of `memory.predict`."""
     import peft
     import transformers
 
-    model, more = asked["model"], {}
+    model, arguments = settings["model"], dict(PRECISIONS[settings["precision"]])
     if model in SHAPES:
         kind, sizes = SHAPES[model]
-        model = transformers.CONFIG_MAPPING[kind](**sizes)
+        model = transformers.AutoConfig.for_model(kind, **sizes)
     elif (ours := env.DATA / "models" / model).is_dir():
         model = ours
-    precision = PRECISIONS[asked["precision"]]
-    if asked["method"] != "full":
-        lora = {"peft_type": "LORA", "r": asked["rank"], "target_modules": "all-linear"}
-        more["peft"] = peft.get_peft_config(lora)
-    if asked["method"] == "QLoRA":
-        compute = precision.get("autocast") or precision["dtype"]
+    if settings["method"] != "full":
+        arguments["peft"] = peft.LoraConfig(r=settings["rank"], target_modules="all-linear")
+    if settings["method"] == "QLoRA":
         four_bit = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-        more["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(
-            four_bit | {"bnb_4bit_compute_dtype": compute}
-        )
-    more |= dict(optim=asked["optimizer"], activation_checkpointing=asked["checkpointing"])
-    return dict(model=model, batch=asked["batch"], length=asked["length"], **precision, **more)
-
-
-def _image(figure, told):
-    """A figure as an HTML image; without pyplot, so it is safe in a thread."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{html.escape(told)}" src="data:image/png;base64,{data}">'
+        compute = arguments.get("autocast") or arguments["dtype"]
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(**four_bit, bnb_4bit_compute_dtype=compute)
+    return arguments | {
+        "model": model,
+        "batch": settings["batch"],
+        "length": settings["length"],
+        "gradient_accumulation_steps": settings.get("gradient_accumulation_steps", 1),
+        "optim": settings["optimizer"],
+        "activation_checkpointing": settings["checkpointing"],
+    }
 
 
 # ---- decode ---------------------------------------------------------------------------------------------
@@ -768,98 +785,61 @@ def decode(model, tokenizer, prompt="", **settings):
 
     Taught in notebooks/02_generation.ipynb, "Decode by hand".
     """
-    return _Decoding(model, tokenizer, prompt, settings)
+    return Decoding(model, tokenizer, {"prompt": prompt, **settings})
 
 
-class _Decoding(_Panel):
-    def __init__(self, model, tokenizer, prompt, settings):
-        super().__init__()
-        self.model, self.tokenizer, self.answers, self.tokens = model, tokenizer, [], []
-        self.prompt = ipywidgets.Textarea(value=prompt, description="prompt", tooltip="what the model is asked")
-        self.prompt.style, self.prompt.layout.width = WIDE, "90%"
+class Decoding(Panel):
+    """The panel of `decode`."""
+
+    def __init__(self, model, tokenizer, settings):
+        self.model, self.tokenizer, self.tokens = model, tokenizer, []
+        prompt = ipywidgets.Textarea(description="prompt", tooltip="what the model is asked", rows=4, style=LABEL)
+        prompt.layout.width = "27em"
         ranges = dict(
             temperature=((0.0, 2.0), 0.0), top_p=((0.05, 1.0), 1.0), top_k=((0, 100), 0), num_beams=((1, 8), 1),
             repetition_penalty=((0.5, 2.0), 1.0), length_penalty=((-2.0, 2.0), 1.0),
             no_repeat_ngram_size=((0, 5), 0), max_new_tokens=((1, 200), 48), seed=((0, 999), 0),
             show_token=((1, 20), 1),
         )  # fmt: skip
-        made = {name: _control(name, values, value) for name, (values, value) in ranges.items()}
-        self.controls = {name: control for name, (control, _) in made.items()}
+        controls = {name: _control(name, values, value) for name, (values, value) in ranges.items()}
+        super().__init__({"prompt": (prompt, prompt), **controls}, "decoding-panel", "Generate")
         self._set(settings)
-        self.start_button.description, self.start_button.tooltip = "Generate", "Write an answer"
-        self.picture, self.history = ipywidgets.HTML(), ipywidgets.HTML()
-        rows = [ipywidgets.HBox(parts) for _, parts in made.values()]
-        buttons = ipywidgets.HBox([self.start_button, self.stop_button, self.status])
-        self.box = ipywidgets.VBox([self.prompt, *rows, buttons, self.problem, self.history, self.picture])
-        self.box.add_class("decoding-panel")
 
     def __repr__(self):
         return "A panel to try decoding settings. Run this cell in JupyterLab to use it."
 
-    @property
-    def settings(self):
-        """What the next answer is made with."""
-        return {"prompt": self.prompt.value, **{name: control.value for name, control in self.controls.items()}}
-
-    def _set(self, settings):
-        controls = {"prompt": self.prompt, **self.controls}
-        for name, value in settings.items():
-            if name not in controls:
-                raise ValueError(f"decode has no {name}; it has {', '.join(controls)}.")
-            controls[name].value = value
-
     def start(self, **settings):
         """Writes one answer in the background."""
-        if not self.running:
-            self._set(settings)
-        asked = self.settings
-        self._begin(lambda: self._write(asked))
+        self._refuse_a_second_run()
+        self._set(settings)
+        settings = self.settings
+        self._begin(lambda stop: self._write(settings, stop))
         return self
 
-    def _write(self, asked):
+    def _write(self, settings, stop):
         import torch
 
-        self.status.value = _status("writing …")
-        options = {name: value for name, value in asked.items() if name not in ("prompt", "seed", "show_token")}
-        options["do_sample"] = options["temperature"] > 0
-        if not options["do_sample"]:
-            options |= {"temperature": None, "top_p": None, "top_k": None}
-        if options["num_beams"] == 1:
-            options.pop("length_penalty")  # of whole beams
+        self._say("writing …")
+        prompt, options = settings["prompt"], _options(settings)
+        criteria = [lambda ids, _, **more: torch.full((len(ids),), stop.is_set(), device=ids.device)]
         with torch.random.fork_rng():
-            torch.manual_seed(asked["seed"])
-            at = dict(at=asked["show_token"], **options)
-            tokens = generate.next_tokens(self.model, self.tokenizer, asked["prompt"], **at)
-            torch.manual_seed(asked["seed"])
-            stops = [lambda ids, _, **more: torch.full((len(ids),), self._stop.is_set(), device=ids.device)]
-            found, ended = generate.texts(
-                self.model, self.tokenizer, [asked["prompt"]], return_stopped=True, stopping_criteria=stops, **options
-            )
-        outcome = "stopped" if self._stop.is_set() else "ended by itself" if ended[0] else "cut at max_new_tokens"
-        self.tokens, self.answers = tokens, [*self.answers, {**asked, "answer": found[0], "outcome": outcome}]
-        self.history.value = f'<div class="jp-RenderedHTMLCommon">{self.table()._repr_html_()}</div>'
-        self._draw()
-        self.status.value = _status(outcome)
+            torch.manual_seed(settings["seed"])
+            at = settings["show_token"]
+            self.tokens = generate.next_tokens(self.model, self.tokenizer, prompt, at=at, **options)
+            torch.manual_seed(settings["seed"])
+            options |= {"return_stopped": True, "stopping_criteria": criteria}
+            (answer,), (ended,) = generate.texts(self.model, self.tokenizer, [prompt], **options)
+        outcome = "stopped" if stop.is_set() else "ended by itself" if ended else "cut at max_new_tokens"
+        self.answers.append({"run": len(self.answers) + 1, **settings, "answer": answer, "outcome": outcome})
+        self._show_history()
+        chances = ", ".join(f"{token['token']} {token['kept']:.2f}" for token in self.tokens)
+        self._show_chart(f"next token: {chances}")
+        self._say(outcome)
 
-    def table(self):
-        """The answers with the settings that differ, the last one first."""
-        always = ("answer", "outcome")
-        differ = [name for name in self.settings if len({run[name] for run in self.answers}) > 1]
-        return record.show([{name: run[name] for name in [*differ, *always]} for run in reversed(self.answers)])
-
-    def _draw(self):
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 3.2), dpi=80, layout="constrained")
-        self._bars(figure.subplots())
-        told = ", ".join(f"{row['token']} {row['kept']:.2f}" for row in self.tokens)
-        self.picture.value = _image(figure, f"next token: {told}")
-
-    def _bars(self, ax):
-        names, places = [repr(row["token"]) for row in self.tokens], range(len(self.tokens))
-        colour = plots.CLASSES[0]
-        ax.barh(places, [row["kept"] for row in self.tokens], 0.5, color=colour, label="with these settings")
-        of_model = [row["probability"] for row in self.tokens]
+    def _chart(self, ax):
+        names, places = [repr(token["token"]) for token in self.tokens], range(len(self.tokens))
+        kept, of_model = ([token[key] for token in self.tokens] for key in ("kept", "probability"))
+        ax.barh(places, kept, 0.5, color=plots.CLASSES[0], label="with these settings")
         ax.barh(places, of_model, 0.8, color="none", edgecolor="#333333", label="of the model")
         ax.set_yticks(places, names, parse_math=False)
         ax.set_xlim(0, 1)
@@ -870,8 +850,13 @@ class _Decoding(_Panel):
         ax.spines[["top", "right"]].set_visible(False)
         return ax
 
-    def plot(self):
-        """The chances of the first token of the last answer, as a chart; for the main thread."""
-        import matplotlib.pyplot as plt
 
-        return self._bars(plt.subplots(figsize=(7, 3.2), dpi=100, layout="constrained")[1])
+def _options(settings):
+    """What `model.generate` gets of the settings of the panel."""
+    options = {name: value for name, value in settings.items() if name not in ("prompt", "seed", "show_token")}
+    options["do_sample"] = options["temperature"] > 0
+    if not options["do_sample"]:
+        options |= {"temperature": None, "top_p": None, "top_k": None}
+    if options["num_beams"] == 1:
+        options.pop("length_penalty")  # of whole beams
+    return options

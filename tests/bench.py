@@ -1,18 +1,18 @@
-"""`make bench`: what padding costs, in classifying and in writing; what reading and checking a large file costs.
+"""What padding costs a classifier, and preflight a training.
 
-Prints, asserts nothing.
+`make bench` runs this file and all bench_*.py; they print, and assert nothing.
 """
 
-import sys
+import tempfile
 import time
+from pathlib import Path
 
-import bench_data
-import bench_generation
+import test_preflight
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from helpers import data, env
+from helpers import data, env, preflight, text
 
 
 def training_rows_per_second(examples, collator, *, grouped, steps, batch_size=16):
@@ -41,7 +41,7 @@ def training_rows_per_second(examples, collator, *, grouped, steps, batch_size=1
 def padding(steps=3):
     tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"))
     rows = data.check(data.read(env.DATA / "support" / "train.jsonl"), label="intent")
-    examples = data.tokenize(rows, tokenizer, label="intent")
+    examples = text.tokenize(rows, tokenizer, label="intent")
     to_512 = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=512)
     slow = training_rows_per_second(examples, to_512, grouped=False, steps=steps)
     fast = training_rows_per_second(examples, DataCollatorWithPadding(tokenizer), grouped=True, steps=20 * steps)
@@ -50,8 +50,17 @@ def padding(steps=3):
     print(f"grouped by length is {fast / slow:.1f} times as fast (20 or more was expected)")
 
 
+def preflight_seconds():
+    """CPU seconds of a preflight of each sound set-up of its tests; each should take less than 5."""
+    for name, make in test_preflight.HEALTHY.items():
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = make(Path(folder))
+            started = time.process_time()
+            preflight.check(**arguments)
+            print(f"preflight, {name}: {time.process_time() - started:.1f} s (less than 5 was expected)")
+
+
 if __name__ == "__main__":
     env.quiet()
     padding()
-    bench_generation.main()
-    bench_data.main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    preflight_seconds()

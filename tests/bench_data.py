@@ -75,7 +75,7 @@ def run_side(name, folder):
     import datasets
     from transformers import PreTrainedTokenizerFast
 
-    from helpers import data
+    from helpers import data, text
 
     file = f"{folder}/rows.csv"
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", pad_token="[PAD]")
@@ -107,7 +107,7 @@ def run_side(name, folder):
     else:
         rows = step("read", lambda: data.read(file))
         rows = step("check", lambda: data.check(rows))
-        step("tokenize", lambda: data.tokenize(rows, tokenizer, max_length=128))
+        step("tokenize", lambda: text.tokenize(rows, tokenizer, max_length=128))
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     stop.set()
     watcher.join()

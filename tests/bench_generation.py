@@ -15,7 +15,7 @@ from transformers import (
     set_seed,
 )
 
-from helpers import data, env, generate
+from helpers import data, env, generate, text
 
 
 def clock():
@@ -29,7 +29,7 @@ def clock():
 def training(tokenizer, path, rows=160, batch=16):
     """Real tokens (no padding) a second of the training step, by the way a batch is put together."""
     talks = data.to_messages(data.read(env.DATA / "titles" / "train.json"), prompt="{review}", answer="title")
-    examples = list(data.tokenize_chat(talks.select(range(rows)), tokenizer))
+    examples = list(text.tokenize_chat(talks.select(range(rows)), tokenizer))
     by_length = sorted(examples, key=lambda example: example.pop("length"))
     longest = DataCollatorForSeq2Seq(tokenizer, padding="max_length", max_length=512)
     ways = {

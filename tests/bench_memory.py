@@ -1,4 +1,4 @@
-"""`python tests/bench_memory.py`: how exact and how fast predictions are, and what measuring costs. Asserts nothing.
+"""`python tests/bench_memory.py`: how exact and how fast predictions are, and what measuring costs.
 
 python tests/bench_memory.py            # all three, under 5 minutes; writes speed.json and overhead.json
 python tests/bench_memory.py accuracy   # or speed, or overhead
@@ -60,6 +60,8 @@ def speed():
     print(record.show(rows))
     within = all(row["cpu_s"] <= row["cpu_s_limit"] and row["resident_gib"] <= RESIDENT_GIB for row in rows)
     save("speed", "one prediction in a fresh process", dict(within_limits=within), rows)
+    if not within:
+        sys.exit("A prediction took more CPU seconds or more memory than its limit.")
 
 
 def predict(name):

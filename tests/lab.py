@@ -132,21 +132,21 @@ class Lab:
         self.wait(f"window.ran && {NOTEBOOK}.sessionContext.session.kernel.status === 'idle'", seconds)
 
     def run_new(self, source):
-        """Add a cell at the end and run it; its text outputs, and the seconds from Run until it was done."""
-        outputs, seconds = self.page.evaluate(
+        """Add a cell at the end and run it; back with its text outputs when it is done."""
+        outputs = self.page.evaluate(
             f"""async source => {{
                 const commands = window.jupyterapp.commands, content = {NOTEBOOK}.content;
                 content.activeCellIndex = content.widgets.length - 1;
                 await commands.execute("notebook:insert-cell-below");
                 content.activeCell.model.sharedModel.setSource(source);
-                const cell = content.activeCell, started = performance.now();
+                const cell = content.activeCell;
                 await commands.execute("notebook:run-cell");
-                return [cell.model.outputs.toJSON(), (performance.now() - started) / 1000];
+                return cell.model.outputs.toJSON();
             }}""",
             source,
         )
         texts = [o.get("text") or o.get("evalue") or o.get("data", {}).get("text/plain", "") for o in outputs]
-        return "".join(texts), seconds
+        return "".join(texts)
 
     def restart(self, seconds=60):
         """Restart the kernel, as one that was killed is."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from itertools import islice
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from helpers import env
 
+RELEASE = os.environ.get("RELEASE") == "1"  # `make release` runs all combinations
 QUICK = {  # six steps, a checkpoint after every second one
     "training.max_steps": 6,
     "training.per_device_train_batch_size": 4,
@@ -44,8 +46,6 @@ def fresh_interpreter(calls, cwd):
 
 
 def environment(**more):
-    import os
-
     here = {"PYTHONPATH": str(env.REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return {**os.environ, "TOKENIZERS_PARALLELISM": "false", **here, **more}
 

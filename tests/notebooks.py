@@ -47,6 +47,13 @@ def source_digest(notebook):
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
 
 
+def code_digest(notebook):
+    """What a release has run: sixteen hex digits over the code cells and the solutions, whatever the prose says."""
+    sources = [cell.source for cell in code_cells(notebook)]
+    sources += [solution_code(notebook.cells[i]) for i in tagged(notebook, "solution")]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
 def solution_code(cell):
     """The Python block of a folded solution."""
     found = re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL)

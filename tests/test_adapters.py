@@ -1,10 +1,17 @@
-"""`helpers.adapters`: what an adapter would train, its errors before training, whether a saved one fits, its life."""
+"""`helpers.adapters`: what an adapter would train, its errors before training, whether a saved one fits.
+
+And what notebooks 04 and 06 write in the open: the life of an adapter, its manifest, and a service with many of them.
+"""
 
 import copy
+import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import nbformat
 import peft
 import pytest
 import torch
@@ -21,6 +28,7 @@ from transformers import (
 )
 
 from helpers import adapters, env
+from notebooks import NOTEBOOKS, code_cells
 
 SMALL = dict(vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
 ENCODER = BertConfig(**SMALL, intermediate_size=64)
@@ -33,6 +41,24 @@ FAMILIES = {  # family: configuration, the library's class, peft's task, targets
     "encoder-decoder": (BOTH, "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", ["q", "v", "wi", "wo"]),
     "tiny-encoder": (TINY, "AutoModelForSequenceClassification", "SEQ_CLS", ["Wqkv", "Wo", "Wi"]),
 }
+
+
+@functools.cache
+def in_the_open(notebook, *functions):
+    """The functions that a notebook defines, from its cells."""
+    space = {"torch": torch, "adapters": adapters, "Path": Path, "PeftModel": PeftModel}
+    for cell in code_cells(nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4)):
+        if any(f"def {name}(" in cell.source for name in functions):
+            exec(cell.source, space)
+    return SimpleNamespace(**{name: space[name] for name in functions})
+
+
+def life(*args, **options):
+    return in_the_open("04_lora", "logits_of", "life").life(*args, **options)
+
+
+def service_of_06():
+    return in_the_open("06_multi_adapter", "fingerprint", "sign", "check_manifest", "add", "use", "remove")
 
 
 def lora(task="SEQ_CLS", **more):
@@ -114,7 +140,7 @@ def test_a_plan_shows_each_kind_of_layer_once_and_leaves_its_arguments_alone():
         (ModernBertConfig(pad_token_id=0), lora(), ["no default layers for modernbert", "Wqkv"]),
         (ENCODER, lora(target_modules=["query"], r=64), ["query: rank 64, smaller side 32", "Pass r=32"]),
         (ENCODER, LoraConfig(target_modules=["query"]), ["task_type=None", "SEQ_CLS", "random"]),
-        ("no-such-folder", lora(), ["no-such-folder", "model.config"]),
+        ("no-such-folder", lora(), ["no-such-folder", "folder with a config.json", "model.config"]),
     ],
 )
 def test_what_cannot_go_well_is_an_error_before_training(model, config, words):
@@ -122,6 +148,12 @@ def test_what_cannot_go_well_is_an_error_before_training(model, config, words):
         adapters.plan(model, config)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
+
+
+def test_a_model_type_that_transformers_lacks_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "brand-new"}')
+    with pytest.raises(ValueError, match=r"that this transformers can read .*brand-new.*Pass a transformers config"):
+        adapters.plan(tmp_path, lora())
 
 
 def test_a_rank_pattern_is_checked_too():
@@ -200,7 +232,7 @@ def test_the_life_of_an_adapter(family, tmp_path):
     model, batch = trained(family)
     model.save_pretrained(tmp_path / "adapter")
     reloaded = PeftModel.from_pretrained(base(family), tmp_path / "adapter")
-    found = adapters.life(model, batch, base=base(family), reloaded=reloaded)
+    found = life(model, batch, base=base(family), reloaded=reloaded)
     assert found["trained"] > 0.01
     assert found["reloaded"] == found["switched off"] == 0
     assert found["merged"] < 1e-3 * max(1, found["trained"])
@@ -218,19 +250,6 @@ def test_an_adapter_answers_the_same_in_a_fresh_process(family, tmp_path):
     fresh = torch.tensor(json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout))
     with torch.no_grad():
         assert torch.allclose(fresh, model.eval()(**batch).logits, atol=1e-5)
-
-
-def test_a_life_leaves_the_model_as_it_was_and_knows_what_cannot_merge():
-    model = get_peft_model(base("tiny-encoder"), peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
-    model.train()
-    batch = trained("tiny-encoder")[1]
-    found = adapters.life(model, batch, base=base("tiny-encoder"), reloaded=copy.deepcopy(model))
-    assert found["merged"] is None
-    assert found["unmerged"] is None
-    assert found["trained"] > 0
-    assert found["reloaded"] == 0
-    assert found["switched off"] is None  # peft 0.21 fails at it for a model that writes nothing
-    assert model.training
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -289,7 +308,7 @@ def saved(folder, seed, labels=2):
             if "lora_B" in name or "modules_to_save" in name:
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)
-    adapters.sign(folder, model, version=1)
+    service_of_06().sign(folder, model, version=1)
     return folder
 
 
@@ -299,16 +318,16 @@ def service(tmp_path):
     folders = {name: saved(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))}
     base = transformers.AutoModelForSequenceClassification.from_pretrained(TINY, num_labels=2)
     model = PeftModel.from_pretrained(base, folders["one"], adapter_name="one").eval()
-    adapters.add(model, "two", folders["two"])
+    service_of_06().add(model, "two", folders["two"])
     ids = torch.randint(5, 100, (3, 7), generator=torch.Generator().manual_seed(0))
 
     def answers():
         found = {}
         for name in ("one", "two"):
-            adapters.use(model, name)
+            service_of_06().use(model, name)
             with torch.no_grad():
                 found[name] = model(input_ids=ids).logits
-        adapters.use(model, "one")
+        service_of_06().use(model, "one")
         return found
 
     before = answers()
@@ -324,22 +343,22 @@ def service(tmp_path):
 def mistaken(case, model, folder):
     """What somebody does wrong."""
     if case == "two adapters with one name":
-        adapters.add(model, "two", saved(folder / "third", 3))
+        service_of_06().add(model, "two", saved(folder / "third", 3))
     elif case == "a second PeftModel on the same base":
         adapters.check_fits(saved(folder / "third", 3), model.get_base_model())
     elif case == "no such adapter":
-        adapters.use(model, "tow")
+        service_of_06().use(model, "tow")
     elif case == "no such adapter to remove":
-        adapters.remove(model, "three")
+        service_of_06().remove(model, "three")
     elif case == "removed while active":
-        adapters.remove(model, "one")
+        service_of_06().remove(model, "one")
     elif case == "no such folder":
-        adapters.add(model, "three", folder / "nowhere")
+        service_of_06().add(model, "three", folder / "nowhere")
     elif case == "another number of labels":
-        adapters.add(model, "three", saved(folder / "third", 3, labels=5))
+        service_of_06().add(model, "three", saved(folder / "third", 3, labels=5))
     else:
         third = saved(folder / "third", 3)
-        weights, manifest = third / "adapter_model.safetensors", third / adapters.MANIFEST
+        weights, manifest = third / "adapter_model.safetensors", third / "manifest.json"
         content = bytearray(weights.read_bytes())
         if case == "truncated":
             weights.write_bytes(content[: len(content) // 2])
@@ -348,7 +367,7 @@ def mistaken(case, model, folder):
             weights.write_bytes(content)
         elif case == "another base":
             manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_sha256": "0" * 64}))
-        adapters.add(model, "three", third)
+        service_of_06().add(model, "three", third)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +377,7 @@ def mistaken(case, model, folder):
         ("a second PeftModel on the same base", ["carries the layers of adapters already", "load_adapter"]),
         ("no such adapter", ['no adapter "tow"', "closest: two", "one, two"]),
         ("no such adapter to remove", ['no adapter "three"', "one, two"]),
-        ("removed while active", ['"one" is active', "adapters.use"]),
+        ("removed while active", ['"one" is active', "use(model, name)"]),
         ("no such folder", ["nowhere holds no adapter"]),
         ("another number of labels", ["5 rows", "num_labels=5"]),
         ("truncated", ["weights in third cannot be read", "copy"]),
@@ -380,9 +399,9 @@ def test_what_is_not_a_mistake_is_none(service, tmp_path):
     model, unchanged = service
     mistaken("nothing wrong", model, tmp_path)
     assert list(model.peft_config) == ["one", "two", "three"]
-    adapters.use(model, "three")
-    adapters.use(model, "one")
-    adapters.remove(model, "three")
+    service_of_06().use(model, "three")
+    service_of_06().use(model, "one")
+    service_of_06().remove(model, "three")
     assert unchanged()
 
 
@@ -394,22 +413,22 @@ def test_a_second_peft_model_overwrites_the_first_without_our_check(service, tmp
 
 
 def test_a_fingerprint_is_of_the_base_alone():
-    before = adapters.fingerprint(base("tiny-encoder"))
+    before = service_of_06().fingerprint(base("tiny-encoder"))
     model, _ = trained("tiny-encoder")
-    assert adapters.fingerprint(model) == before
+    assert service_of_06().fingerprint(model) == before
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "base_layer" in name)[0, 0] += 1e-3
-    assert adapters.fingerprint(model) != before
+    assert service_of_06().fingerprint(model) != before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_signed_adapter_fits_its_own_base(family, tmp_path):
     model, _ = trained(family)
     model.save_pretrained(tmp_path)
-    assert adapters.sign(tmp_path, model, version=3)["version"] == 3
-    adapters.check_fits(tmp_path, base(family))
+    assert service_of_06().sign(tmp_path, model, version=3)["version"] == 3
+    service_of_06().check_manifest(tmp_path, base(family))
     if family != "tiny-encoder":  # its base is on disk and always the same
         config, kind, _, _ = FAMILIES[family]
         transformers.set_seed(5)
         with pytest.raises(ValueError, match="belongs to a base with the fingerprint"):
-            adapters.check_fits(tmp_path, getattr(transformers, kind).from_config(copy.deepcopy(config)))
+            service_of_06().check_manifest(tmp_path, getattr(transformers, kind).from_config(copy.deepcopy(config)))

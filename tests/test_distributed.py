@@ -1,7 +1,8 @@
 """Beyond one process: the scripts that notebook 09 writes, started as real processes, killed, and started again.
 
-Two processes on the processor stand for two GPUs. A launch has a time limit, so that a rank that waits for ever fails
-a test.
+What a run of two processes computes, and that a kill loses nothing, is tested always; searches, streams and
+launches that hang with RELEASE=1. Two processes on the processor stand for two GPUs. A launch has a time limit, so that
+a rank that waits for ever fails a test.
 """
 
 import ast
@@ -19,10 +20,10 @@ from statistics import median
 
 import nbformat
 import pytest
-from test_house_rules import messages, printed_accuracy, with_settings
+from test_take_home import messages, printed_accuracy, take_home, written
 
-from helpers import data, env
-from notebooks import NOTEBOOKS, tagged
+from helpers import data, env, text
+from notebooks import NOTEBOOKS
 
 NOTEBOOK = NOTEBOOKS / "09_beyond_one_machine.ipynb"
 MODEL = env.DATA / "models" / "tiny-decoder"
@@ -75,7 +76,7 @@ def titles(part, count):
 
     rows = data.read(env.DATA / "titles" / f"{part}.json").select(range(count))
     talks = data.to_messages(rows, prompt="{review} What is its title?", answer="title")
-    examples = data.tokenize_chat(talks, AutoTokenizer.from_pretrained(MODEL))
+    examples = text.tokenize_chat(talks, AutoTokenizer.from_pretrained(MODEL))
     return examples.select_columns(["input_ids", "attention_mask", "labels"])
 
 
@@ -183,6 +184,7 @@ def test_a_checkpoint_of_two_goes_on_as_one(home, train, one, two):
     same_losses(found["losses"], one[0]["losses"])
 
 
+@pytest.mark.release
 def test_a_launch_that_hangs_is_stopped_with_its_ranks(tmp_path):
     (tmp_path / "hang.py").write_text(
         "import os, time\nopen(os.environ['RANK'], 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
@@ -218,6 +220,7 @@ with open(seen, "a") as file:
 """
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("n_files", [3, 4])  # rows are dealt out one by one, or by whole files
 def test_a_stream_over_two_killed_ranks_gives_each_row_once(n_files, tmp_path):
     draw = random.Random(n_files)
@@ -247,6 +250,7 @@ def test_a_stream_over_two_killed_ranks_gives_each_row_once(n_files, tmp_path):
 # ---- A search ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.release
 def test_a_search_over_two_workers_keeps_what_was_finished_when_one_is_killed(home):
     import optuna
 
@@ -286,12 +290,10 @@ def test_a_search_over_two_workers_keeps_what_was_finished_when_one_is_killed(ho
 
 
 def test_the_take_home_cell_is_a_script_for_two_processes(tmp_path):
-    """With one process it runs in test_house_rules."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    """With one process it runs in test_take_home."""
     settings, labels = messages(tmp_path / "mine.csv", random.Random(7))
     settings |= {"FILE": "mine.csv", "OUT": "saved", "MODEL": str(env.DATA / "models" / "tiny-encoder")}
-    code = with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings)
-    (tmp_path / "train.py").write_text('import sys\n\nsys.modules["helpers"] = None\n' + code)
-    printed = finish(begin(tmp_path, *TORCHRUN, "train.py"))
+    script = written(take_home(NOTEBOOK.stem, settings), tmp_path)
+    printed = finish(begin(tmp_path, *TORCHRUN, script))
     assert printed.count("by 2 processes") == 1, printed
     assert printed_accuracy(printed) > max(labels.count(label) for label in set(labels)) / len(labels) + 0.1

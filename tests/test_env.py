@@ -102,7 +102,7 @@ def test_a_folder_without_a_model(models, tmp_path):
         ("LocalEntryNotFoundError", "not in the local cache and the Hub cannot be reached"),
         ("OfflineModeIsEnabled", "not in the local cache and the Hub cannot be reached"),
         ("GatedRepoError", "is gated: accept its licence"),
-        ("RepositoryNotFoundError", "the Hub has no model"),
+        ("RepositoryNotFoundError", "is no model on the Hub that you may see"),
         ("RemoteEntryNotFoundError", r"has no config\.json, so it is no whole model"),
     ],
 )

@@ -1,5 +1,6 @@
 """`helpers.new`: what it refuses, what every setting does, that it is in step with the notebooks, and its trackers."""
 
+import ast
 import copy
 import csv
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ import nbformat
 import pytest
 import yaml
 from datasets import Dataset
-from new_projects import QUICK, load, small_file
+from new_projects import QUICK, environment, load, small_file
 
 from helpers import env, new, record
 from notebooks import NOTEBOOKS, tagged
@@ -78,7 +80,7 @@ REFUSED = [
     (
         ("classification", "new"),
         {"settings": {"data.max_length": 9000}},
-        "data.max_length is 9000, and tiny-encoder has places for 512",
+        "data: max_length is 9000, and tiny-encoder has places for 512",
     ),
     (
         ("classification", "new"),
@@ -89,6 +91,16 @@ REFUSED = [
         ("classification", "new"),
         {"settings": {"training.eval_strategy": "epochs"}},
         "training: epochs is not a valid IntervalStrategy",
+    ),
+    (
+        ("classification", "new"),
+        {"settings": {"model.trust_remote_code": True}},
+        "model: trust_remote_code is refused, as it runs whatever code comes with a model",
+    ),
+    (
+        ("generation", "new"),
+        {"model": "tiny-seq2seq", "settings": {"data.chat_template": "x"}},
+        "data: chat_template is for decoders",
     ),
     (("classification", "new"), MINE | {"data": ["mine.csv", "mine.csv"]}, "no row to train on is left: the texts"),
 ]
@@ -113,7 +125,7 @@ def test_the_command_says_the_error_in_one_line():
         new.main(["classification", "mine.csv"])
 
 
-@pytest.mark.parametrize("moment", [1, 3, 9, "rename"])
+@pytest.mark.parametrize("moment", [1, 3, 7, "rename"])
 def test_a_set_up_that_is_interrupted_leaves_nothing(moment, monkeypatch):
     calls, write_text = [], Path.write_text
 
@@ -198,6 +210,7 @@ KINDS = {  # kind of project: how it is made; together they have every line of t
     "prefix": ("generation", {"method": "prefix", "model": "tiny-decoder"}),
     "seq2seq": ("generation", {"method": "full", "model": "tiny-seq2seq"}),
 }
+METHOD_FILES = {"full": [], **{path.stem: [path] for path in (new.TEMPLATES / "methods").iterdir()}}
 OTHER = {  # another value, where adding one or turning round does not do
     "model.pretrained_model_name_or_path": "../other",
     "data.labels": ["2", "1", "0"],
@@ -213,7 +226,8 @@ OTHER = {  # another value, where adding one or turning round does not do
     "training.report_to": "tensorboard",
     "training.load_best_model_at_end": False,
     "peft.peft_type": "RANDLORA",
-    "peft.task_type": "FEATURE_EXTRACTION",
+    "peft.target_modules": ["attn.Wqkv", "q_proj", "mlp.Wo"],
+    "peft.feedforward_modules": [],
     "quantization.bnb_4bit_quant_type": "fp4",
     "quantization.load_in_4bit": False,
     "quantization.llm_int8_skip_modules": ["lm_head", "down_proj"],
@@ -225,11 +239,13 @@ def fields():
     """Every line of config.yaml for every kind, once."""
     seen = set()
     for kind, (task, options) in KINDS.items():
-        model = {"tiny-decoder": "decoder", "tiny-seq2seq": "seq2seq"}.get(options.get("model"), task)
-        text = new._kept(new.TEMPLATES / "config.yaml", {task, options["method"], model})
+        files = [new.TEMPLATES / task / "config.yaml", *METHOD_FILES[options["method"]]]
+        text = "".join(file.read_text(encoding="utf-8") for file in files)
         for section, values in yaml.safe_load(text).items():
             for key in values:
                 name = f"{section}.{key}"
+                if task == "generation" and name == "peft.modules_to_save":
+                    continue  # nothing is new in a model that writes
                 if (name, section == "peft" and kind) not in seen:
                     seen.add((name, section == "peft" and kind))
                     yield kind, name
@@ -371,6 +387,11 @@ def test_an_old_or_unknown_name_is_an_error_with_the_current_one(section, name, 
         train.read_config("wrong.yaml")
 
 
+def test_a_setting_of_the_command_is_read_as_in_the_file():
+    given = {"a.b=2e-5": 2e-5, "a.b=true": True, "a.b=cosine": "cosine", "a.b=[k, v]": ["k", "v"], "a.b=": None}
+    assert {text: new._setting(text)[1] for text in given} == given
+
+
 def test_a_rate_may_be_written_as_in_python(kinds):
     train = kinds("encoder")
     text = re.sub("learning_rate: .*", "learning_rate: 2e-5", (train.HERE / "config.yaml").read_text())
@@ -410,7 +431,7 @@ def test_a_run_of_a_notebook_is_carried_on(capsys):
     run = next((env.DATA / "results" / "05_qlora" / "tiny-decoder").glob("parts-QLoRA-*.json"))
     folder = new.from_record(run, "generation", "mine")
     wanted = record.load(run)["settings"]
-    assert "config.yaml has no place for parts" in capsys.readouterr().out
+    assert "left out: parts" in capsys.readouterr().out
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["training"]["learning_rate"] == wanted["learning_rate"]
     assert config["training"]["seed"] == wanted["seed"]
@@ -455,7 +476,7 @@ def test_a_run_that_a_project_cannot_do_is_refused(file, message):
     assert made() == ["mine.csv"]
 
 
-def test_a_run_of_a_project_is_carried_on(kinds):
+def test_a_run_of_a_project_is_carried_on(kinds, capsys):
     train = kinds("tagger")
     settings = train.read_config() | {"training": train.read_config()["training"] | {"learning_rate": 0.123}}
     run = record.save(train.HERE / "runs", "one", settings=settings, metrics={})
@@ -463,7 +484,44 @@ def test_a_run_of_a_project_is_carried_on(kinds):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["training"] == settings["training"]
     assert config["peft"] == settings["peft"]
+    assert "training.output_dir" in capsys.readouterr().out.partition("left out: ")[2]
     assert load(folder).place(config) == train.place(settings)
+
+
+DANGEROUS = {
+    "push_to_hub": True,
+    "hub_token": "secret",
+    "hub_model_id": "somebody/else",
+    "output_dir": "/somewhere",
+    "report_to": "wandb",
+    "logging_dir": "/somewhere",
+    "resume_from_checkpoint": "/somewhere",
+    "deepspeed": "/somewhere.json",
+    "optim": "/somewhere/else",
+    "optim_args": "a=b",
+}
+
+
+@pytest.mark.parametrize("kind", ["notebook", "project"])
+def test_a_record_of_somebody_else_sets_numbers_and_choices_only(kind, kinds, capsys):
+    if kind == "notebook":
+        settings = {"method": "lora", "seed": 5, "trust_remote_code": True, **DANGEROUS}
+        expected = {"trust_remote_code", *DANGEROUS}
+    else:
+        config = kinds("encoder").read_config()
+        settings = config | {"training": config["training"] | DANGEROUS | {"seed": 5}, "more": {"a": 1}}
+        settings["model"] = {"pretrained_model_name_or_path": "tiny-encoder", "trust_remote_code": True}
+        expected = {"model.trust_remote_code", "more.a", *(f"training.{name}" for name in DANGEROUS)}
+    folder = new.from_record({"settings": settings}, "classification", "mine")
+    left_out = capsys.readouterr().out.splitlines()[0].partition("left out: ")[2].split(", ")
+    assert expected <= set(left_out)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["training"]["seed"] == 5
+    template = yaml.safe_load((new.TEMPLATES / "classification" / "config.yaml").read_text())
+    assert {name: template["training"].get(name) for name in DANGEROUS} == {
+        name: config["training"].get(name) for name in DANGEROUS
+    }
+    assert set(config["model"]) == set(template["model"])
 
 
 # ---- In step with the notebooks ------------------------------------------------------------------------------------
@@ -540,21 +598,22 @@ def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings
 
 
 @pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
-def test_the_examples_are_those_of_helpers_data(kind, kinds):
-    from helpers import data
+def test_the_examples_are_those_of_helpers_text(kind, kinds):
+    from helpers import data, text
 
     train = kinds(kind)
     tokenizer, rows = train.load_tokenizer(train.read_config()), train.read_rows("data/train.jsonl")
     found = Dataset.from_list(rows)
     if kind == "decoder":  # with several turns
-        wanted = data.tokenize_chat(found, tokenizer)
+        wanted = text.tokenize_chat(found, tokenizer)
         assert max(len(row["messages"]) for row in rows) > 3
     elif kind == "seq2seq":
-        pairs = [{"asked": row["messages"][0]["content"], "said": row["messages"][1]["content"]} for row in rows]
-        wanted = data.tokenize_pairs(Dataset.from_list(pairs), tokenizer, source="asked", target="said")
+        texts = [[message["content"] for message in row["messages"]] for row in rows]
+        pairs = [{"asked": "\n".join(prompt), "said": answer} for *prompt, answer in texts]
+        wanted = text.tokenize_pairs(Dataset.from_list(pairs), tokenizer, source="asked", target="said")
     else:
         found = data.check_tokens(found, labels=train.read_config()["data"]["labels"], duplicates="ignore")
-        wanted = data.align_labels(found, tokenizer)
+        wanted = text.align_labels(found, tokenizer)
     made = train.encode(rows, tokenizer, train.read_config())
     for name in ("input_ids", "attention_mask", "labels"):
         assert [example[name] for example in made] == wanted[name][:]
@@ -567,7 +626,7 @@ def test_the_notebook_with_the_panel_predicts_memory_and_tunes(monkeypatch):
     monkeypatch.chdir(folder)
     load(folder)
     space = {}
-    for cell in nbformat.read(folder / "train.ipynb", as_version=4).cells:
+    for cell in nbformat.read(folder / "panel.ipynb", as_version=4).cells:
         if cell.cell_type == "code":
             exec(cell.source, space)
     space["panel"].start(learning_rate=1e-3)
@@ -586,7 +645,79 @@ def test_the_function_that_finds_a_whole_checkpoint_is_that_of_notebook_03():
         cell.source for cell in book.cells if "def last_whole_checkpoint" in cell.source and cell.cell_type == "code"
     ]
     body = shown[shown.index("def last_whole_checkpoint") :].split("\n\n\n")[0].strip()
-    assert body in (new.TEMPLATES / "train.py").read_text()
+    assert all(body in (new.TEMPLATES / task / "train.py").read_text() for task in new.KINDS)
+
+
+# ---- The examples where they lie -----------------------------------------------------------------------------------
+
+
+def functions(task, name="train"):
+    tree = ast.parse((new.TEMPLATES / task / f"{name}.py").read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if hasattr(node, "name")}
+
+
+@pytest.mark.parametrize("task", new.KINDS)
+def test_the_notebook_has_the_steps_of_train_py(task):
+    cells = nbformat.read(new.TEMPLATES / task / "train.ipynb", as_version=4).cells
+    steps = "\n".join(cell.source for cell in cells[2:] if cell.cell_type == "code")
+    assert ast.dump(ast.parse(steps)) == ast.dump(ast.Module(functions(task)["main"].body, []))
+    assert not any(cell.outputs for cell in cells if cell.cell_type == "code")
+
+
+OWN = {  # what one of the three says otherwise than the others
+    "train": {
+        "read_config", "begin", "read_rows", "load_tokenizer", "encode", "task_type", "network", "peft_config",
+        "quantization_config", "load_model", "best", "make_trainer", "evaluate", "main",
+    },
+    "predict": {"answers"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["train", "predict"])
+def test_what_the_three_examples_share_is_the_same(name):
+    first, *others = (functions(task, name) for task in new.KINDS)
+    for other in others:
+        shared = (set(first) & set(other)) - OWN[name]
+        assert len(shared) >= {"train": 15, "predict": 4}[name]
+        assert [one for one in sorted(shared) if ast.dump(first[one]) != ast.dump(other[one])] == []
+
+
+@pytest.mark.parametrize("task", new.KINDS)
+def test_a_project_is_the_example_but_for_settings_readme_and_data(task, kinds):
+    folder = kinds({"classification": "encoder", "tokens": "tagger", "generation": "decoder"}[task]).HERE
+    for file in ("train.py", "predict.py", "train.ipynb"):
+        assert (folder / file).read_bytes() == (new.TEMPLATES / task / file).read_bytes()
+    example = (new.TEMPLATES / task / "config.yaml").read_text().splitlines()
+    made = (folder / "config.yaml").read_text().splitlines()
+    assert [line.partition(":")[0] for line in made[: len(example)]] == [line.partition(":")[0] for line in example]
+    assert "## This example" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_an_example_trains_where_it_lies_and_leaves_no_file_that_git_sees(tmp_path):
+    folder = new.TEMPLATES / "classification"
+    quick = (folder / "config.yaml").read_text().replace("runs/main", "runs/tested-where-it-lies")
+    for name, value in QUICK.items():
+        quick = new._with_settings(quick, {name: value})
+    (folder / "runs").mkdir(exist_ok=True)
+    (folder / "runs" / "tested.yaml").write_text(new._with_settings(quick, {"training.save_strategy": "no"}))
+
+    def seen_by_git():
+        return subprocess.run(["git", "status", "--short"], cwd=folder, capture_output=True, text=True).stdout
+
+    before = seen_by_git()
+    try:
+        for script in (["train.py", "runs/tested.yaml"], ["predict.py", "Good.", "--config", "runs/tested.yaml"]):
+            done = subprocess.run(
+                [sys.executable, *script], cwd=folder, env=environment(), capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout)["predicted"] in ("negative", "neutral", "positive")
+        assert seen_by_git() == before
+    finally:
+        (folder / "runs" / "tested.yaml").unlink()
+        (folder / "runs" / "tested-where-it-lies.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "runs" / "tested-where-it-lies", ignore_errors=True)
 
 
 # ---- Tracking, installing, the page --------------------------------------------------------------------------------
@@ -612,8 +743,8 @@ def test_a_tracker_that_is_not_installed_is_named_without_a_version(monkeypatch)
         raise new.PackageNotFoundError(name)
 
     monkeypatch.setattr(new, "version", missing)
-    given = new._requirements("tokens", "lora", {"training": {"report_to": ["trackio"]}})
-    assert given.splitlines()[-2:] == ["seqeval", "trackio"]
+    packages = new._packages("tokens", "lora", {"training": {"report_to": ["trackio"]}})
+    assert [new._pinned(package) for package in packages][-2:] == ["seqeval", "trackio"]
 
 
 def test_a_finished_run_says_so_and_other_settings_do_not_go_on_with_it(kinds):
@@ -715,7 +846,7 @@ def test_train_says_a_mistake_in_the_data_with_its_line(kind, line, message, kin
         first = (train.HERE / "data" / "train.jsonl").read_bytes().partition(b"\n")[0]
         file.write_bytes(first + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n\n")
     with pytest.raises(train.ConfigError, match=re.escape(f"data: data/broken.jsonl{message}")):
-        train.read_rows("data/broken.jsonl", labels)
+        train.read_rows("data/broken.jsonl", *([labels] if labels else []))
     file.unlink(missing_ok=True)
 
 
@@ -732,7 +863,10 @@ def test_an_installed_copy_has_the_templates(tmp_path):
     code = "from setuptools import setup; setup()"
     command = [sys.executable, "-c", code, "-q", "build_py", "--build-lib", str(tmp_path / "built")]
     subprocess.run(command, cwd=env.REPOSITORY, check=True, capture_output=True)
-    assert made(tmp_path / "built" / "helpers" / "templates") == made(new.TEMPLATES)
+    listed = ["git", "ls-files", "helpers/templates"]
+    files = subprocess.run(listed, cwd=env.REPOSITORY, check=True, capture_output=True, text=True).stdout.split()
+    assert len(files) > 25
+    assert [file for file in files if not (tmp_path / "built" / file).exists()] == []
 
 
 COMMANDS = re.findall(r"-m helpers\.new (.+)", README)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from new_projects import QUICK, QUICK_TO_WRITE, as_options, environment, fresh_interpreter, load, small_file
+from new_projects import QUICK, QUICK_TO_WRITE, RELEASE, as_options, environment, fresh_interpreter, load, small_file
 from transformers import TrainerCallback
 
 from helpers import new, record
@@ -27,6 +27,15 @@ COMBINATIONS = [
     for method in new.METHODS
     if method != "prefix" or kind in WRITERS  # the encoder here takes no prefix, which is refused: see test_new.py
 ]
+if not RELEASE:  # each kind and each method
+    COMBINATIONS = [
+        ("classification", "full"),
+        ("tokens", "lora"),
+        ("decoder", "qlora"),
+        ("decoder", "ia3"),
+        ("encoder-decoder", "prefix"),
+    ]
+FIRST = dict(reversed([(kind, (kind, method)) for kind, method in COMBINATIONS])).values()  # of each kind
 KILLED_AT = 5
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -104,8 +113,9 @@ def test_a_project_trains_goes_on_predicts_and_is_a_notebook(kind, method, proje
         train.main("unbroken.yaml")
         assert losses(record.load(folder / "runs" / "unbroken.json")) == losses(run)
 
-    run_with_nbval(folder)  # it finds that nothing is left to train
-    assert record.load(folder / "runs" / "main.json")["metrics"] == pytest.approx(run["metrics"], abs=1e-6)
+    if (kind, method) in FIRST:  # it finds that nothing is left to train
+        run_with_nbval(folder)
+        assert record.load(folder / "runs" / "main.json")["metrics"] == pytest.approx(run["metrics"], abs=1e-6)
 
 
 def check_answers(kind, train, said, run):
@@ -163,7 +173,7 @@ def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
     assert json.loads(said)["predicted"] in ("negative", "neutral", "positive")
 
 
-@pytest.mark.parametrize(("kind", "method"), [("classification", "full"), ("decoder", "qlora")])
+@pytest.mark.parametrize(("kind", "method"), [("classification", "full"), ("decoder", "qlora")][: 1 + RELEASE])
 def test_two_processes_train_as_one_with_batches_of_both(kind, method, projects):
     """The same rows make each step, so the losses are those of one process; the run is kept once."""
     folder, runs = projects / f"{kind} {method}", {}

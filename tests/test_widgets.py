@@ -58,6 +58,11 @@ def tuning(folder):
     return widgets.tune(train, folder=folder, learning_rate=(1e-5, 1e-1), epochs=(1, 5000), schedule=schedules)
 
 
+def row(panel, number):
+    """What stands in a row of the settings."""
+    return panel.box.children[0].children[0].children[number]
+
+
 def until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -76,18 +81,20 @@ def test_a_run_becomes_a_record_and_a_row_of_the_history(panel):
     assert run["metrics"]["eval_loss"] == panel.result.state.log_history[-1]["eval_loss"]
     assert panel.best("eval_loss", highest=False) == run["metrics"]["eval_loss"]
     assert "0.002" in panel.history.value
-    assert "polyline" in panel.picture.value
-    assert [row["name"] for row in panel.table()] == ["run"]
+    last = [row for row in run["curve"] if "loss" in row][-1]
+    assert f'alt="training loss {last["loss"]:.3f} at step {last["step"]}, validation loss' in panel.picture.value
+    assert list(panel.table()["run"]) == ["run"]
+    assert panel.table()["eval_loss"].iloc[0] == run["metrics"]["eval_loss"]
 
 
-def test_stop_ends_a_run_within_a_second_and_leaves_a_model_and_a_record(panel):
+def test_stop_ends_a_run_at_its_next_step_and_leaves_a_model_and_a_record(panel):
     panel.start(epochs=5000)
     until(lambda: panel.progress.value > 5)
-    pressed = time.monotonic()
     panel.stop()
     panel.wait()
-    assert time.monotonic() - pressed < 1
-    assert panel.records[-1]["outcome"] == "stopped"
+    run = panel.records[-1]
+    assert run["outcome"] == "stopped"
+    assert run["curve"][-1]["step"] < panel.progress.max / 10, "of 20,000 steps, most are left out"
     batch = {name: value[None] for name, value in ROWS[0].items()}
     assert torch.isfinite(panel.model(**{name: value.to(panel.model.device) for name, value in batch.items()}).loss)
     assert not panel.start_button.disabled
@@ -129,7 +136,7 @@ def test_the_history_is_read_back_and_nothing_is_overwritten(panel):
     assert [run["name"] for run in record.load(panel.folder)] == ["run", "run-2"]
     assert again.history.value.count("<mark>") == 1
     assert "<mark><b>0.003</b></mark>" in again.history.value
-    assert 'class="earlier"' in again.picture.value
+    assert "1 earlier runs in grey" in again.picture.value
 
 
 def test_the_code_of_a_run_gives_its_loss_again(panel):
@@ -142,6 +149,15 @@ def test_the_code_of_a_run_gives_its_loss_again(panel):
     final = [row["train_loss"] for row in space["result"].state.log_history if "train_loss" in row]
     assert final == [panel.records[0]["metrics"]["train_loss"]]
     assert panel.settings["learning_rate"] == 3e-3, "the controls go to the settings of the run"
+
+
+def test_a_run_that_diverges_does_not_flatten_the_others():
+    earlier = {"curve": [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.1}]}
+    curve = widgets.LiveCurve([earlier])
+    png, words = curve.png([{"step": 1, "loss": 0.6}, {"step": 2, "loss": 1e6}, {"step": 3, "loss": float("nan")}], 9)
+    assert png.startswith(b"\x89PNG")
+    assert words == "training loss 1000000.000 at step 2; 1 earlier runs in grey"
+    assert curve._ax.get_ylim()[1] < 2
 
 
 def test_seeds_and_a_sweep_are_queued_and_the_queue_stops(panel):
@@ -158,7 +174,7 @@ def test_seeds_and_a_sweep_are_queued_and_the_queue_stops(panel):
 
 
 def test_a_typed_number_is_exact_and_a_dragged_one_has_two_digits(panel):
-    text, slider = panel.controls["learning_rate"], panel.box.children[0].children[1]
+    text, slider = panel.controls["learning_rate"], row(panel, 0).children[1]
     text.value = 0.00031416
     assert (text.value, slider.value) == (0.00031416, 0.00031416)
     slider.value = 10**-3.5  # what the front end makes of what was typed
@@ -187,7 +203,7 @@ def test_every_control_has_a_label_and_a_tooltip(panel):
         ({"rate": (1e-5, 1e-2)}, "no parameter rate"),
         ({"learning_rat": (1e-5, 1e-2)}, "closest: learning_rate"),
         ({"learning_rate": (1e-2, 1e-5)}, "lowest, highest"),
-        ({"learning_rate": (1e-2, 1e-1)}, "default of train, 0.001"),
+        ({"learning_rate": (1e-2, 1e-1)}, "default, 0.001, is not between"),
         ({"learning_rate": 3}, "a list of choices"),
     ],
 )
@@ -201,24 +217,8 @@ def test_a_function_without_callbacks_or_with_a_bare_parameter_is_refused(tmp_pa
         widgets.tune(lambda rate=1e-3: None, folder=tmp_path, rate=(1e-5, 1e-2))
     with pytest.raises(ValueError, match="give a range here"):
         widgets.tune(lambda rank, callbacks: None, folder=tmp_path)
-    with pytest.raises(ValueError, match="no control to sweep"):
+    with pytest.raises(ValueError, match="no control seed"):
         tuning(tmp_path).start(sweep="seed")
-
-
-def test_drawing_is_cheap_and_often_enough(panel):
-    """At most 5 % of the processor time of a run, here of steps of a few ms; at least four a second, or each step."""
-    panel.start(epochs=2).wait()  # what the first run imports is not its own time
-    drawing_s, drawings, cpu, wall = panel.drawing_s, panel.drawings, time.process_time(), time.monotonic()
-    panel.start(epochs=5000)
-    until(lambda: time.monotonic() > wall + 4)
-    panel.stop()
-    panel.wait()
-    cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-    drawing_s, drawings = panel.drawing_s - drawing_s, panel.drawings - drawings
-    assert drawing_s < 0.05 * cpu, f"{drawing_s / cpu:.1%}"
-    step_s = wall / panel.records[-1]["curve"][-2]["step"]
-    assert widgets.REDRAW_S <= 0.25
-    assert drawings > 0.7 * wall / (widgets.REDRAW_S + step_s), f"{drawings / wall:.1f} a second"
 
 
 # ---- will_it_fit ----------------------------------------------------------------------------------------
@@ -232,10 +232,9 @@ def test_a_prediction_is_that_of_memory_and_is_kept():
     wanted = memory.predict(env.model_path("tiny-encoder"), batch=4, length=64, dtype="float32")
     assert panel.prediction.peak == wanted.peak
     assert panel.fit.answer == "yes"
-    began = time.process_time()
+    before = panel.prediction
     panel.start(gpu="H100 (80 GB)").wait()
-    assert time.process_time() - began < 0.3
-    assert len(panel._cache) == 1
+    assert panel.prediction is before, "another GPU, the same training"
     assert "H100" in panel.picture.value
     assert "<img alt=" in panel.picture.value
 
@@ -250,8 +249,7 @@ def test_a_stale_prediction_is_dropped_and_the_newest_question_is_answered(monke
         return real(**arguments)
 
     monkeypatch.setattr(memory, "predict", slow)
-    panel, drawn = widgets.will_it_fit(**TINY, length=32), []
-    monkeypatch.setattr(panel, "_draw", lambda settings: drawn.append(settings["batch"]))
+    panel = widgets.will_it_fit(**TINY, length=32)
     panel.start(batch=1)
     until(lambda: asked == [1])
     for batch in (2, 3, 4):  # the slider moves on
@@ -259,39 +257,46 @@ def test_a_stale_prediction_is_dropped_and_the_newest_question_is_answered(monke
     go.set()
     panel.wait()
     assert asked == [1, 4]
-    assert drawn == [4]
+    assert [answer["batch"] for answer in panel.answers] == [4]
 
 
-@pytest.mark.parametrize(
-    ("settings", "change"),
-    [
-        (dict(batch=64), {"batch": 16}),
-        (dict(batch=1, length=512, gpu="RTX 3060 (12 GB)"), None),  # fits
-    ],
-)
-def test_the_smallest_change_makes_it_fit(settings, change):
-    start = dict(model="110M BERT-base", method="full", precision="fp32", gpu="RTX 4060 (8 GB)")
-    panel = widgets.will_it_fit(**start | settings)
-    panel.start().wait()
-    assert panel.change == change
-    assert (panel.fit.answer == "yes") == (change is None)
-    if change:
-        larger = panel._predicted({**panel.settings, "batch": 2 * change["batch"]})[1]
-        assert panel._predicted({**panel.settings, **change})[1].answer == "yes" != larger.answer
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """A GPU, and settings of the tiny encoder that need about 3 GiB."""
+    monkeypatch.setitem(widgets.GPUS, "small (2 GB)", 2.2)
+    return TINY | dict(gpu="small (2 GB)", batch=64, length=256)
 
 
-def test_changes_go_from_the_one_that_alters_least(monkeypatch):
-    panel, tried = widgets.will_it_fit(**TINY, batch=2, length=128), []
+def test_the_smallest_change_makes_it_fit(small_gpu):
+    panel = widgets.will_it_fit(**small_gpu).start().wait()
+    assert panel.fit.answer != "yes"
+    batch, steps = panel.change["batch"], panel.change["gradient_accumulation_steps"]
+    assert (panel.change.keys(), batch * steps) == ({"batch", "gradient_accumulation_steps"}, 64)
+    assert f"It fits with: batch {batch}, gradient accumulation steps {steps}." in panel.status.value
+    assert panel.start(batch=batch).wait().fit.answer == "yes"
+    assert [answer["batch"] for answer in panel.answers] == [64, batch]
 
-    def nothing_fits(asked):
-        tried.append(asked)
-        return None, memory.Fit("no", -1.0, "")
 
-    monkeypatch.setattr(panel, "_predicted", nothing_fits)
-    assert panel._smallest_change(panel.settings) is None
-    asked = [(one["method"], one["checkpointing"], one["batch"], one["length"]) for one in tried]
-    expected = [("full", False, 1, 128), ("full", True, 1, 128), ("LoRA", True, 1, 128), ("QLoRA", True, 1, 128)]
-    assert asked == [*expected, ("QLoRA", True, 1, 64)]
+def test_the_search_for_a_change_stops(small_gpu, monkeypatch):
+    asked, go = [], threading.Event()
+    real = memory.predict
+
+    def slow(**arguments):
+        asked.append(arguments["batch"])
+        if len(asked) > 1:
+            go.wait(10)
+        return real(**arguments)
+
+    monkeypatch.setattr(memory, "predict", slow)
+    panel = widgets.will_it_fit(**small_gpu).start()
+    until(lambda: len(asked) == 2)
+    panel.stop()
+    go.set()
+    panel.wait()
+    assert len(asked) == 2
+    assert panel.fit.answer != "yes"
+    assert panel.change is None
+    assert "stopped" in panel.status.value
 
 
 def test_what_cannot_be_predicted_is_said_and_the_panel_goes_on():
@@ -334,7 +339,7 @@ def test_answers_stand_beside_what_made_them(writer):
     greedy, one, two, again = (run["answer"] for run in panel.answers)
     assert one == again
     assert len({greedy, one, two}) > 1
-    assert set(panel.table()[0]) == {"temperature", "seed", "answer", "outcome"}
+    assert list(panel.table().columns) == ["run", "temperature", "seed", "answer", "outcome"]
     assert "next token" in panel.picture.value
 
 
@@ -358,5 +363,5 @@ def test_a_generation_stops(writer):
     panel.stop()
     panel.wait()
     assert panel.answers[-1]["outcome"] == "stopped"
-    with pytest.raises(ValueError, match="decode has no heat"):
+    with pytest.raises(ValueError, match="no control heat"):
         panel.start(heat=1)

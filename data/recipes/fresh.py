@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from helpers import data, env, metrics, record
+from helpers import data, env, metrics, record, text
 
 RESULTS = env.DATA / "results" / "01_classification" / "tiny-encoder"
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "01_classification.ipynb"
@@ -26,7 +26,7 @@ def main():
     labels = space["splits"]["train"].features["label"]
     rows = data.read(env.DATA / "reviews" / f"{PART}.csv").cast_column("label", labels)
     space["splits"][PART] = rows
-    space["examples"][PART] = data.tokenize(rows, space["tokenizer"], max_length=128)
+    space["examples"][PART] = text.tokenize(rows, space["tokenizer"], max_length=128)
     for start, seed in itertools.product(STARTS, range(3)):
         name = f"fresh-{start.replace(' ', '-')}-{seed}"
         if not (RESULTS / f"{name}.json").exists():

@@ -33,7 +33,7 @@ from transformers import (
     set_seed,
 )
 
-from helpers import data, env, memory, record
+from helpers import data, env, memory, record, text
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
@@ -97,7 +97,7 @@ def measure(path, way, batch, length):
     tokenizer = AutoTokenizer.from_pretrained(path)
     rows = data.read(env.DATA / "titles" / "train.json").select(range(batch * (WARM + TIMED)))
     talks = data.to_messages({"train": rows}, prompt="{review} What is its title?", answer="title")
-    examples = data.tokenize_chat(talks["train"], tokenizer, max_length=length)
+    examples = text.tokenize_chat(talks["train"], tokenizer, max_length=length)
     model, clock, measured = load(path, way, dtype), Clock(), memory.measure()
     collate = DataCollatorForSeq2Seq(tokenizer, padding="max_length", max_length=length)
 

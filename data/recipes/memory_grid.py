@@ -24,7 +24,7 @@ import transformers
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import BitsAndBytesConfig
 
-from helpers import env, memory, new
+from helpers import env, memory
 
 OUTPUT = Path(__file__).resolve().parents[2] / "data" / "results" / "memory" / "cpu_grid.json"
 SMALL = dict(vocab_size=1000, hidden_size=128, num_hidden_layers=2, num_attention_heads=4)
@@ -107,11 +107,12 @@ def peft_config(family, method):
 
 
 IA3 = {  # what peft has no default for
-    family: dict(target_modules=[*outputs, *inputs], feedforward_modules=inputs)
-    for family, (outputs, inputs) in new.IA3.items()
+    "albert": dict(target_modules=["key", "value", "ffn_output"], feedforward_modules=["ffn_output"]),
+    "distilbert": dict(target_modules=["k_lin", "v_lin", "lin2"], feedforward_modules=["lin2"]),
+    "modernbert": dict(target_modules=["Wqkv", "mlp.Wo"], feedforward_modules=["mlp.Wo"]),
+    "deberta": dict(target_modules=["key_proj", "value_proj", "output.dense"], feedforward_modules=["output.dense"]),
+    "phi": dict(target_modules=["k_proj", "v_proj", "fc2"], feedforward_modules=["fc2"]),
 }
-IA3["deberta"] = dict(target_modules=["key_proj", "value_proj", "output.dense"], feedforward_modules=["output.dense"])
-IA3["phi"] = dict(target_modules=["k_proj", "v_proj", "fc2"], feedforward_modules=["fc2"])
 
 
 def quantization(family, method):

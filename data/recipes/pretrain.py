@@ -177,7 +177,7 @@ def train(recipe, folder, model=None, tokenizer=None, checkpoint_s=120):
     state = dict(step=0, tokens=0, cpu_s=0.0, log=[])
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=False)
+        saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(values)

@@ -1,12 +1,14 @@
-"""Trains the model that config.yaml describes on the rows in data/.
+"""Trains the model that config.yaml describes to write the answers in data/.
 
     python train.py              # or: accelerate launch train.py
     python train.py other.yaml   # another file of settings
 
-A run that was broken off goes on from its last whole checkpoint. A finished run is not run again: it says so.
+The sections of config.yaml decide the method: without `peft` and `quantization` the whole model is trained, with `peft`
+an adapter, with both an adapter on a 4-bit model. A run that was interrupted goes on from its last whole checkpoint. A
+finished run is not run again: it says so.
 """
 
-import copy  # only: generation
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -24,45 +26,31 @@ from pathlib import Path
 import peft
 import torch
 import yaml
-from rouge_score.rouge_scorer import RougeScorer  # only: generation
-from seqeval.metrics import f1_score, precision_score, recall_score  # only: tokens
-from sklearn.metrics import accuracy_score, f1_score  # only: classification
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,  # only: decoder
-    AutoModelForSeq2SeqLM,  # only: seq2seq
-    AutoModelForSequenceClassification,  # only: classification
-    AutoModelForTokenClassification,  # only: tokens
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    DataCollatorForSeq2Seq,  # only: generation
-    DataCollatorForTokenClassification,  # only: tokens
-    DataCollatorWithPadding,  # only: classification
+    DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
-    GenerationConfig,  # only: generation
+    GenerationConfig,
     HfArgumentParser,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 
-AutoModel = AutoModelForSequenceClassification  # only: classification
-AutoModel = AutoModelForTokenClassification  # only: tokens
-AutoModel = AutoModelForCausalLM  # only: decoder
-AutoModel = AutoModelForSeq2SeqLM  # only: seq2seq
-Collator = DataCollatorWithPadding  # only: classification
-Collator = DataCollatorForTokenClassification  # only: tokens
-Collator = DataCollatorForSeq2Seq  # it pads labels with -100, for decoders too  # only: generation
-
-HERE = Path(__file__).resolve().parent  # paths in config.yaml are seen from here
+HERE = Path(__file__).resolve().parent  # paths in config.yaml are relative to this folder
 PARTS = ("train", "validation", "test")
-MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation", "trust_remote_code")
-COLUMNS = ("text", "label")  # only: classification
-COLUMNS = ("tokens", "tags")  # only: tokens
-COLUMNS = ("messages",)  # only: generation
-DATA = (*PARTS, "max_length", "labels")  # only: classification, tokens
-DATA = (*PARTS, "max_length", "chat_template")  # only: decoder
-DATA = (*PARTS, "max_length")  # only: seq2seq
+COLUMNS = ("messages",)  # of each row in data/
+DATA = (*PARTS, "max_length", "chat_template")  # names in the section data
+MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation")  # names in the section model
+PLAIN_CHAT = (  # for decoders without a chat template: a prompt ends with a colon, an answer begins with a space
+    "{% for m in messages %}{{ m.role + ': ' + m.content + (eos_token if m.role == 'assistant' else '') + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
 RENAMED = {  # names of earlier versions, which the libraries refuse, ignore, or take with a warning; and short ones
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
@@ -106,15 +94,22 @@ class Loader(yaml.SafeLoader):
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
 
 
-def check(where, given, known):
+def check_names(section, settings, known):
     """Raises for a name that is not known, with its current or nearest name: none is silently ignored."""
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where} is {given!r}, and should be names with values.")
-    for name in given:
-        if name not in known or (name in RENAMED and where in ("training", "model")):
-            near = "".join(f"; the nearest name is {one}" for one in difflib.get_close_matches(str(name), known, 1))
-            told = f"now {RENAMED[name]}" if name in RENAMED else f"not known{near}"
-            raise ConfigError(f"{where}: {name} is {told}.")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{section} is {settings!r}, and should be names with values.")
+    for name in settings:
+        if name == "trust_remote_code":
+            raise ConfigError(
+                f"{section}: trust_remote_code is refused, as it runs whatever code comes with a model: use a model "
+                "that transformers has itself."
+            )
+        if name in RENAMED and (name not in known or section in ("training", "model")):
+            raise ConfigError(f"{section}: {name} is now {RENAMED[name]}.")
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            nearest = f"; the nearest name is {near[0]}" if near else ""
+            raise ConfigError(f"{section}: {name} is not known{nearest}.")
 
 
 def read_config(path="config.yaml"):
@@ -129,11 +124,11 @@ def read_config(path="config.yaml"):
         "model": MODEL,
         "data": DATA,
         "training": [field.name for field in dataclasses.fields(TrainingArguments)] + ["early_stopping_patience"],
-        "generation": list(vars(GenerationConfig())),  # only: generation
+        "generation": list(vars(GenerationConfig())),
         "peft": None,
         "quantization": list(inspect.signature(BitsAndBytesConfig).parameters),
     }
-    check("sections", config, list(known))
+    check_names("sections", config, list(known))
     for section in ("peft", "quantization"):
         if section in config and config[section] is None:
             raise ConfigError(f"the section {section} is empty. Fill it in, or delete its line.")
@@ -144,8 +139,9 @@ def read_config(path="config.yaml"):
             raise ConfigError(f"peft: peft_type is {kind}, and should be one of {', '.join(sorted(kinds))}.")
         known["peft"] = [field.name for field in dataclasses.fields(kinds[kind])]
     for section in config:
-        check(section, config[section], known[section])
-    for section, name in (("model", MODEL[0]), ("training", "output_dir"), *(("data", part) for part in PARTS)):
+        check_names(section, config[section], known[section])
+    needed = [("model", MODEL[0]), ("training", "output_dir"), *(("data", name) for name in PARTS)]
+    for section, name in needed:
         if not config.get(section, {}).get(name):
             raise ConfigError(f"{section}: {name} is missing.")
     if config.get("quantization") and "peft" not in config:
@@ -171,36 +167,6 @@ def training_arguments(config):
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
 
 
-def peft_config(config):
-    return peft.get_peft_config(dict(config["peft"])) if "peft" in config else None
-
-
-def quantization_config(config):
-    if "quantization" not in config:
-        return None
-    settings = {"bnb_4bit_compute_dtype": "bfloat16" if gpu_has_bf16() else "float32", **config["quantization"]}
-    if not torch.cuda.is_available():
-        # bitsandbytes 0.50 on CPUs with AVX-512 is wrong in two ways, without an error. It computes in bf16 once the
-        # model was evaluated, and it takes wrong scales for widths that 64 does not divide: these layers stay whole.
-        importlib.import_module("bitsandbytes.nn.modules").has_avx512bf16 = lambda: False
-        with torch.device("meta"):
-            network = AutoModel.from_config(AutoConfig.from_pretrained(place(config)))
-        odd = [name for name, layer in network.named_modules() if getattr(layer, "in_features", 64) % 64]
-        settings["llm_int8_skip_modules"] = [*(settings.get("llm_int8_skip_modules") or []), *odd]
-    return BitsAndBytesConfig(**settings)
-
-
-# only: generation
-def generation_config(model, config):
-    """The model's own settings for writing, changed by those of config.yaml; it stops at the tokenizer's end too."""
-    settings = copy.deepcopy(model.generation_config)
-    settings.update(**config.get("generation", {}))
-    return settings
-
-
-# end
-
-
 def differences(before, now):
     """The names of the settings that are not the same."""
     both = {section: (before.get(section, {}), now.get(section, {})) for section in before | now}
@@ -208,7 +174,7 @@ def differences(before, now):
 
 
 def begin(config, arguments):
-    """Notes the settings and the data when a run begins, so that one that was broken off cannot go on with others."""
+    """Notes the settings and the data when a run begins, so that an interrupted one cannot go on with others."""
     noted = Path(arguments.output_dir) / "settings.json"
     settings = {section: config[section] for section in config if section != "generation"}
     files = [config["data"][part] for part in PARTS]
@@ -235,8 +201,8 @@ def content(file):
         raise ConfigError(f"data: {file} cannot be read: {error.strerror}.") from None
 
 
-def read_rows(file, labels=None):
-    """The rows of a .jsonl file, one object a line; what cannot be used is said with its line."""
+def read_rows(file):
+    """The rows of a .jsonl file, one object a line; an error names the line that cannot be used."""
     rows = []
     for number, line in enumerate(content(file).split(b"\n"), 1):
         if not line.strip():
@@ -247,58 +213,42 @@ def read_rows(file, labels=None):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
-        # only: classification, tokens
-        said = [row["label"]]  # only: classification
-        said = row["tags"]  # only: tokens
-        if strange := [label for label in said if labels and label not in labels]:
-            raise ConfigError(
-                f"data: {file}, line {number} has {strange[0]}, and labels has {', '.join(map(str, labels))}."
-            )
-        # end
         rows.append(row)
     return rows
 
 
-def place(config):
-    """The model's folder, seen from here, or its name on the Hub."""
-    name = config["model"]["pretrained_model_name_or_path"]
-    return str((HERE / name).resolve()) if (HERE / name).is_dir() else name
-
-
 def load_tokenizer(config):
-    settings = {key: config["model"][key] for key in ("revision", "trust_remote_code") if key in config["model"]}
-    tokenizer = AutoTokenizer.from_pretrained(place(config), **settings)
+    tokenizer = AutoTokenizer.from_pretrained(place(config), **revision(config))
     if tokenizer.pad_token is None:  # the labels are made before padding, so an end that is one still counts
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = config["data"].get("chat_template") or tokenizer.chat_template  # only: decoder
+    most, length = longest(config, tokenizer), config["data"].get("max_length") or 0
+    if length > most:
+        name = Path(place(config)).name
+        raise ConfigError(f"data: max_length is {length}, and {name} has places for {most} tokens.")
+    if is_encoder_decoder(config):
+        if config["data"].get("chat_template"):
+            raise ConfigError("data: chat_template is for decoders; an encoder-decoder reads the plain text. Set null.")
+        return tokenizer
+    tokenizer.chat_template = config["data"].get("chat_template") or tokenizer.chat_template or PLAIN_CHAT
+    if not tokenizer.eos_token:
+        raise ConfigError("model: its tokenizer has no end token, so the model could not learn to stop. Set eos_token.")
     return tokenizer
 
 
-# only: classification
-def encode(rows, tokenizer, config):
-    """Texts as token ids, and the number of each label; the collator pads, each batch to its longest text."""
-    labels, cut = config["data"]["labels"], dict(truncation=True, max_length=config["data"]["max_length"])
-    return [{**tokenizer(row["text"], **cut), "labels": labels.index(row["label"])} for row in rows]
+def longest(config, tokenizer):
+    """The most tokens of a row that the model has places for."""
+    settings = model_config(config)
+    places = getattr(settings, "max_position_embeddings", None) or 1e6
+    if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
+        places -= 2  # their positions count on from that of the padding
+    places -= config.get("peft", {}).get("num_virtual_tokens", 0)
+    return int(min(places, tokenizer.model_max_length))
 
 
-# end
-# only: tokens
-def encode(rows, tokenizer, config):
-    """Words as token ids, with the number of each word's tag on its first token; -100 elsewhere, which is skipped."""
-    tags, cut, examples = config["data"]["labels"], dict(truncation=True, max_length=config["data"]["max_length"]), []
-    for row in rows:
-        ids = tokenizer(row["tokens"], is_split_into_words=True, **cut)
-        words = ids.word_ids()
-        first = [word is not None and word != before for word, before in zip(words, [None, *words])]
-        labels = [tags.index(row["tags"][word]) if is_first else -100 for word, is_first in zip(words, first)]
-        examples.append({**ids, "labels": labels})
-    return examples
-
-
-# end
-# only: decoder
-def prompt_ids(messages, tokenizer):
-    """A conversation up to where the answer begins."""
+def prompt_ids(messages, tokenizer, to_encoder):
+    """A conversation up to where the answer begins; for the encoder of an encoder-decoder just what was said."""
+    if to_encoder:
+        return tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
 
@@ -308,7 +258,7 @@ def chat_example(messages, tokenizer):
     special, labels = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), [-100] * len(whole)
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = prompt_ids(messages[:i], tokenizer)
+            start = prompt_ids(messages[:i], tokenizer, to_encoder=False)
             end = tokenizer.apply_chat_template(messages[: i + 1])["input_ids"]
             stop = max((at + 1 for at in range(len(start), len(end)) if end[at] in special), default=0)
             if whole[: len(start)] != start or whole[: len(end)] != end or not stop:
@@ -317,36 +267,92 @@ def chat_example(messages, tokenizer):
     return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
 
 
+def pair_example(messages, tokenizer):
+    """What was said as the token ids of the encoder, the last answer as the labels of the decoder."""
+    ids = prompt_ids(messages[:-1], tokenizer, to_encoder=True)
+    labels = tokenizer(text_target=messages[-1]["content"])["input_ids"]
+    if labels[-1] != tokenizer.eos_token_id:
+        labels.append(tokenizer.eos_token_id)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+
 def encode(rows, tokenizer, config):
     """Conversations as token ids; an answer is never cut, so rows that are too long are left out."""
-    examples = [chat_example(row["messages"], tokenizer) for row in rows]
-    short = [example for example in examples if len(example["input_ids"]) <= config["data"]["max_length"]]
+    example = pair_example if is_encoder_decoder(config) else chat_example
+    examples, most = [example(row["messages"], tokenizer) for row in rows], config["data"]["max_length"]
+    short = [one for one in examples if max(len(one["input_ids"]), len(one["labels"])) <= most]
     print(f"{len(examples) - len(short)} of {len(examples)} rows are longer than max_length and left out")
     return short
 
 
-# end
-# only: seq2seq
-def prompt_ids(messages, tokenizer):
-    """What is asked: all messages but the answer."""
-    return tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
-
-
-def encode(rows, tokenizer, config):
-    """Pairs of texts as token ids; an answer is never cut, so rows that are too long are left out."""
-    examples = []
-    for *asked, answer in (row["messages"] for row in rows):
-        ids, labels = prompt_ids(asked, tokenizer), tokenizer(text_target=answer["content"])["input_ids"]
-        labels += [tokenizer.eos_token_id] if labels[-1] != tokenizer.eos_token_id else []
-        examples.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    longest, lengths = config["data"]["max_length"], [max(len(e["input_ids"]), len(e["labels"])) for e in examples]
-    short = [example for example, length in zip(examples, lengths) if length <= longest]
-    print(f"{len(examples) - len(short)} of {len(examples)} rows are longer than max_length and left out")
-    return short
-
-
-# end
 # ---- Model --------------------------------------------------------------------------------------------
+
+
+def place(config):
+    """The model's folder, relative to this one in config.yaml, or its name on the Hub."""
+    name = config["model"]["pretrained_model_name_or_path"]
+    return str((HERE / name).resolve()) if (HERE / name).is_dir() else name
+
+
+def model_config(config):
+    return AutoConfig.from_pretrained(place(config), **revision(config))
+
+
+def revision(config):
+    return {"revision": config["model"]["revision"]} if config["model"].get("revision") else {}
+
+
+def is_encoder_decoder(config):
+    """Whether the model reads with one half and writes with the other, as T5 does; else it is a decoder."""
+    return model_config(config).is_encoder_decoder
+
+
+def task_type(config):
+    """The task as peft names it."""
+    return "SEQ_2_SEQ_LM" if is_encoder_decoder(config) else "CAUSAL_LM"
+
+
+def model_class(config):
+    return AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+
+
+def network(config):
+    """The model with shapes instead of weights: for its layers' names and its size."""
+    with torch.device("meta"):
+        return model_class(config).from_config(model_config(config))
+
+
+def block_layers(config):
+    """The names of the linear layers that each block of the model has."""
+    layers = [name for name, layer in network(config).named_modules() if type(layer).__name__ in ("Linear", "Conv1D")]
+    return sorted({re.split(r"\.\d+\.", name)[-1] for name in layers if re.search(r"\.\d+\.", name)})
+
+
+def peft_config(config):
+    """The adapter's configuration, or None; a null for target_modules gets all layers of the blocks."""
+    if "peft" not in config:
+        return None
+    settings = {"task_type": task_type(config), **config["peft"]}
+    if settings["peft_type"] == "LORA" and settings.get("target_modules") is None:
+        settings["target_modules"] = block_layers(config)
+    return peft.get_peft_config(settings)
+
+
+def quantization_config(config):
+    """The quantisation's configuration, or None; it computes in bf16 on a GPU that has it, else in fp32."""
+    if "quantization" not in config:
+        return None
+    settings = {"bnb_4bit_compute_dtype": "bfloat16" if gpu_has_bf16() else "float32", **config["quantization"]}
+    if settings.get("llm_int8_skip_modules") is None:
+        settings["llm_int8_skip_modules"] = ["lm_head"]
+    if not torch.cuda.is_available():
+        # bitsandbytes 0.50 on CPUs with AVX-512 is wrong in two ways, without an error. It computes in bf16 once the
+        # model was evaluated, and it takes wrong scales for widths that 64 does not divide: these layers stay whole.
+        importlib.import_module("bitsandbytes.nn.modules").has_avx512bf16 = lambda: False
+        layers = network(config).named_modules()
+        odd = [name for name, layer in layers if getattr(layer, "in_features", 64) % 64]
+        settings["llm_int8_skip_modules"] = [*settings["llm_int8_skip_modules"], *odd]
+    return BitsAndBytesConfig(**settings)
 
 
 def load_model(config, trained=None):
@@ -354,13 +360,10 @@ def load_model(config, trained=None):
     set_seed(config["training"].get("seed", 42))  # what is new in the model starts from random numbers
     settings = {key: value for key, value in config["model"].items() if key != MODEL[0]}
     settings.setdefault("dtype", "bfloat16" if "peft" in config and gpu_has_bf16() else "float32")
-    labels = config["data"]["labels"]  # only: classification, tokens
-    settings["id2label"] = dict(enumerate(labels))  # only: classification, tokens
-    settings["label2id"] = {label: number for number, label in enumerate(labels)}  # only: classification, tokens
     if "quantization" in config:
         settings["quantization_config"] = quantization_config(config)
-    whole = trained is not None and "peft" not in config  # else it is an adapter, that goes on the same base
-    model = AutoModel.from_pretrained(trained if whole else place(config), **settings)
+    whole = trained is not None and "peft" not in config  # else it is an adapter, which goes on the same base
+    model = model_class(config).from_pretrained(trained if whole else place(config), **settings)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = load_tokenizer(config).pad_token_id
     if "quantization" in config:
@@ -372,77 +375,49 @@ def load_model(config, trained=None):
     return peft.PeftModel.from_pretrained(model, trained) if "peft" in config else model
 
 
-# only: classification
-def best(logits, labels):
-    """The likeliest class, so that not all logits are kept until the end of an evaluation."""
-    return logits.argmax(-1)
+# ---- Training and scores ------------------------------------------------------------------------------
 
 
-def scores(found):
-    said, right = found.predictions, found.label_ids
-    f1 = f1_score(right, said, average="macro", zero_division=0)
-    return {"accuracy": accuracy_score(right, said), "f1_macro": f1}
-
-
-# end
-# only: tokens
-def best(logits, labels):
-    """The likeliest tag, so that not all logits are kept until the end of an evaluation."""
-    return logits.argmax(-1)
-
-
-def scores_for(tags):
-    def scores(found):
-        """Of whole entities: one counts as found when its kind, beginning and end are right."""
-        rows = [list(zip(*row)) for row in zip(found.predictions, found.label_ids)]
-        said = [[tags[answer] for answer, tag in row if tag != -100] for row in rows]
-        right = [[tags[tag] for _, tag in row if tag != -100] for row in rows]
-        named = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
-        return {name: float(score(right, said, zero_division=0)) for name, score in named.items()}
-
-    return scores
-
-
-# end
-# only: generation
-@torch.no_grad()
-def write(model, tokenizer, config, talks, batch_size=16):
-    """What the model answers to conversations, each a list of messages that ends with the user's."""
-    settings, said = generation_config(model, config), []
+def generation_config(model, tokenizer, config):
+    """The model's own settings for writing, changed by those of config.yaml; it stops at the tokenizer's end too."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(**config.get("generation", {}))
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     settings.eos_token_id = sorted({tokenizer.eos_token_id, *ends} - {None})
     settings.pad_token_id = tokenizer.pad_token_id
+    return settings
+
+
+@torch.no_grad()
+def write(model, tokenizer, config, conversations, batch_size=16):
+    """What the model answers to conversations, each a list of messages that ends with the user's."""
+    settings, to_encoder, answers = generation_config(model, tokenizer, config), is_encoder_decoder(config), []
     model.eval()
-    for start in range(0, len(talks), batch_size):
-        asked = {"input_ids": [prompt_ids(talk, tokenizer) for talk in talks[start : start + batch_size]]}
-        batch = tokenizer.pad(asked, padding_side="left", return_tensors="pt").to(model.device)
+    for start in range(0, len(conversations), batch_size):
+        prompts = [prompt_ids(one, tokenizer, to_encoder) for one in conversations[start : start + batch_size]]
+        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
         ids = model.generate(**batch, generation_config=settings)
-        ids = ids[:, batch["input_ids"].shape[1] :]  # only: decoder
-        said += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [text.strip() for text in said]
+        if not to_encoder:  # a decoder repeats its prompt
+            ids = ids[:, batch["input_ids"].shape[1] :]
+        answers += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
 
 
-# end
 def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
     patience = config["training"].get("early_stopping_patience")
-    scored = dict(compute_metrics=scores, preprocess_logits_for_metrics=best)  # only: classification
-    scored = dict(compute_metrics=scores_for(config["data"]["labels"]))  # only: tokens
-    scored["preprocess_logits_for_metrics"] = best  # only: tokens
     trainer = Trainer(
         model,
         arguments,
         train_dataset=examples["train"],
         eval_dataset=examples["validation"],
-        data_collator=Collator(tokenizer),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # it pads labels with -100, for decoders too
         processing_class=tokenizer,
         callbacks=[*callbacks, *([EarlyStoppingCallback(patience)] if patience else [])],
-        **scored,  # only: classification, tokens
     )
-    # only: classification, tokens, seq2seq
-    # The model's loss is the mean of its batch. With accumulation, or several processes, the Trainer would add these
-    # means, as it trusts the model to divide by the number of all labels; so let it average them.
-    trainer.model_accepts_loss_kwargs = False
-    # end
+    if is_encoder_decoder(config):
+        # The model's loss is the mean of its batch. With accumulation, or several processes, the Trainer would add
+        # these means, as it trusts the model to divide by the number of all labels; so let it average them.
+        trainer.model_accepts_loss_kwargs = False
     return trainer
 
 
@@ -457,20 +432,18 @@ def last_whole_checkpoint(folder):
             continue
 
 
-def test(trainer, tokenizer, config, rows, examples):
+def evaluate(trainer, tokenizer, config, rows, examples):
     """The scores on the validation and the test rows. Choose settings by the first; look at the second once."""
-    found = trainer.evaluate(examples["validation"], metric_key_prefix="validation")
-    found |= trainer.evaluate(examples["test"], metric_key_prefix="test")
-    # only: generation
-    talks = [row["messages"] for row in rows["test"]]
-    said = write(trainer.model, tokenizer, config, [talk[:-1] for talk in talks])
-    pairs = [(text, talk[-1]["content"].strip()) for text, talk in zip(said, talks)]
-    rouge = RougeScorer(["rougeL"])
-    found["test_exact_match"] = sum(text == right for text, right in pairs) / len(pairs)
-    found["test_rougeL"] = sum(rouge.score(right, text)["rougeL"].fmeasure for text, right in pairs) / len(pairs)
-    # end
+    metrics = trainer.evaluate(examples["validation"], metric_key_prefix="validation")
+    metrics |= trainer.evaluate(examples["test"], metric_key_prefix="test")
+    conversations = [row["messages"] for row in rows["test"]]
+    predictions = write(trainer.model, tokenizer, config, [messages[:-1] for messages in conversations])
+    references = [messages[-1]["content"].strip() for messages in conversations]
+    rouge, pairs = RougeScorer(["rougeL"]), list(zip(references, predictions, strict=True))
+    metrics["test_exact_match"] = sum(reference == prediction for reference, prediction in pairs) / len(pairs)
+    metrics["test_rougeL"] = sum(rouge.score(*pair)["rougeL"].fmeasure for pair in pairs) / len(pairs)
     timed = ("_runtime", "_per_second", "_model_preparation_time")
-    return {name: value for name, value in found.items() if name != "epoch" and not name.endswith(timed)}
+    return {name: value for name, value in metrics.items() if name != "epoch" and not name.endswith(timed)}
 
 
 def record_file(config):
@@ -479,7 +452,7 @@ def record_file(config):
 
 
 def save_record(config, trainer, metrics, seconds):
-    """One JSON file for the run, beside its folder: what was set, on what, and what came out."""
+    """One JSON file for the run, beside its folder: what was set, on what machine, and what came out."""
     on_gpu = torch.cuda.is_available()
     record = {"settings": config, "metrics": metrics, "seconds": round(seconds, 1)}
     if on_gpu:
@@ -493,41 +466,41 @@ def save_record(config, trainer, metrics, seconds):
         record_file(config).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# ---- The run: train.ipynb has these steps as its cells -------------------------------------------------
+# ---- The run: train.ipynb has these steps as its cells ------------------------------------------------
 
 
 def main(path="config.yaml"):
-    # %% Settings. They are in config.yaml, under the libraries' own names; a name that no library knows is an error.
+    # Settings
     started = time.monotonic()
     config = read_config(path)
     arguments = training_arguments(config)
     begin(config, arguments)
     print(yaml.safe_dump({section: config[section] for section in config if section != "data"}, sort_keys=False))
 
-    # %% Data. The rows as they are in data/, and the first of them as the model will see it.
+    # Data
     tokenizer = load_tokenizer(config)
-    rows = {part: read_rows(config["data"][part], config["data"].get("labels")) for part in PARTS}
+    rows = {part: read_rows(config["data"][part]) for part in PARTS}
     examples = {part: encode(rows[part], tokenizer, config) for part in PARTS}
     print({part: f"{len(examples[part])} rows" for part in PARTS})
     print(rows["train"][0], tokenizer.decode(examples["train"][0]["input_ids"]), sep="\n")
 
-    # %% Model. What of it will be trained?
+    # Model
     model = load_model(config)
-    trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    print(f"{type(model).__name__}: {trainable:,} numbers are trained")
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"{type(model).__name__}: {trainable:,} parameters are trained")
 
-    # %% Training. It goes on from the last whole checkpoint, if there is one.
+    # Training
     trainer = make_trainer(config, arguments, model, tokenizer, examples)
     checkpoint = last_whole_checkpoint(arguments.output_dir)
     print(f"goes on from {Path(checkpoint).name}" if checkpoint else "begins anew")
     trainer.train(resume_from_checkpoint=checkpoint)
 
-    # %% Test. Once, when nothing is left to choose.
-    metrics = test(trainer, tokenizer, config, rows, examples)
+    # Scores
+    metrics = evaluate(trainer, tokenizer, config, rows, examples)
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}")
 
-    # %% Keep. The model (or its adapter) for predict.py, and a record of the run.
+    # Results
     trainer.save_model()
     save_record(config, trainer, metrics, seconds=time.monotonic() - started)
     print(f"saved in {config['training']['output_dir']}/, recorded in {config['training']['output_dir']}.json")
@@ -538,9 +511,8 @@ if __name__ == "__main__":
     try:
         finished = record_file(read_config(path))
         if finished.exists():
-            print(
-                f"this run is finished, see {finished.relative_to(HERE)}. For another set another output_dir in {path}."
-            )
+            seen = finished.relative_to(HERE)
+            print(f"this run is finished, see {seen}. For another set another output_dir in {path}.")
         else:
             main(path)
     except ConfigError as error:

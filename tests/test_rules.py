@@ -1,20 +1,19 @@
-"""The house rules, as tests: what `helpers` may import and wrap, how a notebook is built, what its saved outputs hold.
+"""The house rules, as tests: the size of `helpers` and what it may import and wrap; how a notebook is built.
 
-A rule for notebooks is a function that takes a notebook and returns its problems as a list of sentences. Below the
-rules, a small sample that keeps them all is broken in ways that each rule must catch.
+A rule is a function that takes a source or a notebook and returns its problems as a list of sentences. Each rule is
+also run on samples that are broken on purpose, which it must catch. A limit may be tightened, never loosened.
 """
 
 import ast
-import csv
+import io
 import json
-import os
-import random
 import re
-import shutil
 import statistics
 import subprocess
 import sys
-from graphlib import TopologicalSorter
+import tokenize
+from functools import cache, partial
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import nbformat
@@ -24,46 +23,99 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from notebooks import NOTEBOOKS, code_cells, solution_code, source_digest, tagged
 
 ROOT = Path(__file__).resolve().parents[1]
+read = cache(partial(nbformat.read, as_version=4))  # once for all rules: none of them changes a notebook
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+LESSONS = [path for path in PATHS if not path.name.startswith("00")]
 
-# ---- helpers -------------------------------------------------------------------------------------------------------
+# ---- helpers: the size ---------------------------------------------------------------------------------------------
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 3_300, 45  # of code: without docstrings, comments and blank lines
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "helpers").glob("*.py"))}
+MODULES = {module: source for module, source in SOURCES.items() if module != "__init__"}
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+def lines_of_code(source):
+    """Numbers of the lines that hold code: all but docstrings, comments and blank lines."""
+    docstrings = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | FUNCTIONS) and ast.get_docstring(node, clean=False) is not None:
+            docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    code = {line for t in tokens if t.type not in NO_CODE for line in range(t.start[0], t.end[0] + 1)}
+    return code - docstrings
+
+
+def long_functions(source):
+    """Functions and methods that are too long; what is nested in one counts as a part of it."""
+    code, problems = lines_of_code(source), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, FUNCTIONS):
+            n_lines = len(code.intersection(range(node.lineno, node.end_lineno + 1)))
+            if n_lines > MOST_LINES_OF_A_FUNCTION:
+                problems.append(f"{node.name} has {n_lines} lines of code, at most {MOST_LINES_OF_A_FUNCTION}")
+    return problems
+
+
+def too_large(sources):
+    """A package of too many lines, with the lines of each module."""
+    lines = {module: len(lines_of_code(source)) for module, source in sources.items()}
+    total = sum(lines.values())
+    return [f"{total} lines of code, at most {MOST_LINES}: {lines}"] if total > MOST_LINES else []
+
+
+def test_the_package_is_small():
+    assert not too_large(SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ('"""One\n\ntwo."""\n\n# why\nx = 1  # what\n', {6}),
+        ('def f():\n    """Says."""\n    return """a\n\n    b"""\n', {1, 3, 4, 5}),
+        ("class A:\n    '''Says.'''\n\n    x: int = (\n        1\n    )\n", {1, 4, 5, 6}),
+        ("async def f():\n    'Says.'\n    'no docstring'\n", {1, 3}),
+    ],
+)
+def test_only_lines_of_code_are_counted(source, lines):
+    assert lines_of_code(source) == lines
+
+
+def test_a_package_of_one_line_too_many_is_caught():
+    half = "x = 1\n" * (MOST_LINES // 2)
+    assert not too_large({"a": half, "b": half})
+    assert len(too_large({"a": half, "b": f"{half}y = 1\n"})) == 1
+
+
+# ---- helpers: the arrows -------------------------------------------------------------------------------------------
 
 ARROWS = {  # module: what it may import from helpers
     "env": set(),
     "data": set(),
+    "text": {"data"},
     "metrics": set(),
+    "generate": {"record"},
     "memory": set(),
+    "adapters": set(),
     "record": set(),
     "plots": set(),
-    "generate": {"record"},
-    "adapters": set(),
-    "checks": {"preflight"},  # a module of its own, as it is long; notebooks call checks.preflight
-    "preflight": {"memory"},
+    "checks": {"data", "metrics", "memory"},
+    "preflight": {"memory", "metrics"},
     "widgets": {"env", "generate", "memory", "plots", "record"},
     "new": {"data", "env", "memory", "record"},
 }
-NO_TORCH = (
-    "adapters",
-    "checks",
-    "env",
-    "data",
-    "generate",
-    "metrics",
-    "new",
-    "preflight",
-    "record",
-    "plots",
-)  # their import brings no torch
-OPEN_ONLY = {  # the subject of the notebooks: written there in the open, never called or subclassed here
-    "BitsAndBytesConfig",
-    "LoraConfig",
+NEED_TORCH = {"memory", "widgets"}  # the only ones whose import may bring torch, and with it seconds
+OPEN_ONLY = {  # what the notebooks write in the open; helpers may read configurations (AutoConfig, LoraConfig), no more
     "Seq2SeqTrainer",
     "Seq2SeqTrainingArguments",
+    "SFTConfig",
+    "SFTTrainer",
     "Trainer",
     "TrainingArguments",
-    "from_pretrained",
     "get_peft_model",
 }
-MODULES = {path.stem: path.read_text() for path in sorted((ROOT / "helpers").glob("*.py")) if path.stem != "__init__"}
+READERS = re.compile(r"Config$|Tokenizer$|Processor$")  # their from_pretrained loads no model
 
 
 def arrows(source):
@@ -92,11 +144,13 @@ def last_name(node):
 
 
 def wrapped(source):
-    """Calls and subclasses of what a notebook writes in the open."""
+    """Calls and subclasses of what a notebook writes in the open, and models that are loaded."""
     problems = []
     for node in ast.walk(ast.parse(source)):
         used = [node.func] if isinstance(node, ast.Call) else node.bases if isinstance(node, ast.ClassDef) else []
-        problems += [f"line {node.lineno}: {last_name(one)}" for one in used if last_name(one) in OPEN_ONLY]
+        names = [last_name(one) for one in used]
+        loads = "from_pretrained" in names and not READERS.search(last_name(getattr(used[0], "value", None)))
+        problems += [f"line {node.lineno}: {name}" for name in names if name in OPEN_ONLY or loads]
     return problems
 
 
@@ -118,29 +172,19 @@ def without_example(source):
     return problems
 
 
-def headings(name):
-    """The headings of README.md or a notebook, without their marks; none when there is no such notebook."""
-    path = ROOT / name
-    cells = nbformat.read(path, as_version=4).cells if path.suffix == ".ipynb" and path.exists() else []
-    lines = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    lines += path.read_text(encoding="utf-8").splitlines() if name == "README.md" else []
-    return {line.lstrip("# ") for line in lines if line.startswith("#")}
-
-
-def taught_nowhere(source):
-    """Docstrings that name a notebook or a heading that is not there."""
-    taught = re.findall(r'Taught in (notebooks/\S+|README\.md), "([^"]+)"', source)
-    return [f"{name} has no heading {heading!r}" for name, heading in taught if heading not in headings(name)]
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_a_helpers_module_imports_only_what_the_table_allows(module):
     assert module in ARROWS, f"helpers/{module}.py is not in the table of modules"
     assert arrows(MODULES[module]) <= ARROWS[module]
 
 
+def no_cycle(modules):
+    """Raises CycleError, which names the modules, when modules import each other in a circle."""
+    TopologicalSorter({module: arrows(source) for module, source in modules.items()}).prepare()
+
+
 def test_helpers_have_no_cycle():
-    list(TopologicalSorter({module: arrows(source) for module, source in MODULES.items()}).static_order())
+    no_cycle(MODULES)
 
 
 def test_the_package_itself_only_documents():
@@ -148,7 +192,7 @@ def test_the_package_itself_only_documents():
     assert [type(node) for node in body] == [ast.Expr]
 
 
-@pytest.mark.parametrize("rule", [star_imports, wrapped, without_example, taught_nowhere])
+@pytest.mark.parametrize("rule", [star_imports, wrapped, without_example, long_functions])
 @pytest.mark.parametrize("module", MODULES)
 def test_a_helpers_module_keeps(module, rule):
     problems = rule(MODULES[module])
@@ -181,27 +225,238 @@ def test_an_arrow_is_seen_in_every_form(source):
         (star_imports, "from numpy import *"),
         (wrapped, "def fit():\n    return transformers.Trainer(model)"),
         (wrapped, "class Mine(Trainer): pass"),
+        (wrapped, "adapted = peft.get_peft_model(model, config)"),
         (wrapped, "def load(name):\n    return AutoModel.from_pretrained(name)"),
         (without_example, "def bare(): pass"),
         (without_example, 'def told():\n    """No example."""'),
         (without_example, 'class Told:\n    """No example."""'),
         (without_example, "class Silent(ValueError): pass"),
-        (taught_nowhere, 'Taught in notebooks/00_start_here.ipynb, "A heading that is not there".'),
-        (taught_nowhere, 'Taught in notebooks/99_nowhere.ipynb, "One dial".'),
-        (taught_nowhere, 'Taught in README.md, "A heading that is not there".'),
+        (long_functions, "def long():\n" + "    x = 1\n" * 45),
+        (long_functions, "class A:\n    async def long(self):\n        def part():\n" + "            x = 1\n" * 44),
     ],
 )
 def test_a_broken_helpers_module_is_caught(rule, source):
     assert len(rule(source)) == 1
 
 
-def test_importing_helpers_does_not_import_torch():
-    modules = [name for name in NO_TORCH if name in MODULES]
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        (wrapped, "config = transformers.AutoConfig.from_pretrained(folder)"),
+        (wrapped, "config = LoraConfig(r=8)"),
+        (wrapped, "tokenizer = AutoTokenizer.from_pretrained(folder)"),
+        (long_functions, 'def f():\n    """Says.\n\n    More.\n    """\n' + "    # why\n\n    x = 1\n" * 44),
+    ],
+)
+def test_what_a_helpers_module_may_do_passes(rule, source):
+    assert rule(source) == []
+
+
+def test_a_cycle_is_caught():
+    with pytest.raises(CycleError):
+        no_cycle({"a": "from helpers import b", "b": "from . import a"})
+
+
+def import_torch(modules, folder=ROOT):
+    """The first of these modules whose import, in this order in a fresh Python, brings torch; empty when none does."""
     code = "import sys"
     for module in modules:
-        code += f"\nimport helpers.{module}\nif 'torch' in sys.modules: sys.exit('helpers.{module} imports torch')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+        code += f"\nimport {module}\nif 'torch' in sys.modules: sys.exit('{module} imports torch')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return done.stderr.strip()
+
+
+def test_importing_helpers_does_not_import_torch():
+    assert import_torch(f"helpers.{module}" for module in MODULES if module not in NEED_TORCH) == ""
+
+
+def test_an_import_of_torch_is_caught(tmp_path):
+    (tmp_path / "torch.py").touch()  # this one is quick
+    (tmp_path / "heavy.py").write_text("import torch")
+    assert import_torch(["json", "heavy"], tmp_path) == "heavy imports torch"
+
+
+# ---- helpers: who uses it ------------------------------------------------------------------------------------------
+# A function has two notebooks that use it, or another module, a project or a command does; or it is named here.
+
+ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
+    "adapters.check_four_bit": "four bits are the subject of 05 alone",
+    "metrics.for_tokens": "01 is the only lesson with a tag for each token",
+    "metrics.perplexity": "02 says what the loss of a model that writes means",
+    "plots.lengths": "01 chooses the longest text by it",
+    "plots.timeline": "03 shows where in a step the memory goes",
+    "preflight.check": "08 breaks trainings, and this call finds out how",
+    "record.differences": "03 takes the pairs of a sweep apart; rows are compared by metrics.compare",
+    "text.align_labels": "01 is the only lesson with a tag for each token",
+    "text.lengths": "01 chooses the longest text by it",
+    "text.tokenize_pairs": "02 is the only lesson with an encoder-decoder",
+}
+TAUGHT = re.compile(r'Taught in (notebooks/\S+\.ipynb|README\.md), "([^"]+)"')
+
+
+def cell_sources(notebook):
+    """The code of a notebook that Python can read: its code cells, and its folded solutions, which the tests run."""
+    solutions = [solution_code(notebook.cells[i]) for i in tagged(notebook, "solution")]
+    sources = [cell.source for cell in code_cells(notebook)] + solutions
+    return [re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source) for source in sources]
+
+
+def names_used(sources, calls_only=False):
+    """`module.name` of each function of helpers that sources use, or call: by that name or by an import of its own."""
+    trees = [ast.parse(source) for source in sources]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("helpers.")]
+    modules = {n.asname or n.name: n.name for node in imports if node.module == "helpers" for n in node.names}
+    names = {
+        n.asname or n.name: f"{node.module[8:]}.{n.name}" for node in imports for n in node.names if node.module[8:]
+    }
+    used = [node.func for node in nodes if isinstance(node, ast.Call)] if calls_only else nodes
+    direct = {names[node.id] for node in used if isinstance(node, ast.Name) and node.id in names}
+    dotted = [node for node in used if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    return direct | {f"{modules[node.value.id]}.{node.attr}" for node in dotted if node.value.id in modules}
+
+
+def public_functions(sources):
+    return [
+        f"{module}.{node.name}"
+        for module, source in sources.items()
+        for node in ast.parse(source).body
+        if isinstance(node, FUNCTIONS) and not node.name.startswith("_") and node.name != "main"
+    ]
+
+
+def used_by_a_command(sources):
+    """Functions that a module's own `main` calls."""
+    return {
+        f"{module}.{last_name(node.func)}"
+        for module, source in sources.items()
+        for main in ast.parse(source).body
+        if isinstance(main, FUNCTIONS) and main.name == "main"
+        for node in ast.walk(main)
+        if isinstance(node, ast.Call)
+    }
+
+
+def little_used(sources, notebooks, projects=(), allowed=()):
+    """Public functions that too few use, and those that are allowed to be used by one notebook and are not so.
+
+    `sources` are the modules by name, `notebooks` a list of lists of cells, `projects` other Python: that of README.md
+    and the scripts of the templates.
+    """
+    in_notebooks = [names_used(cells) for cells in notebooks]
+    elsewhere = used_by_a_command(sources).union(*(names_used([source]) for source in [*sources.values(), *projects]))
+    public, problems = public_functions(sources), []
+    for name in public:
+        count = sum(name in used for used in in_notebooks)
+        if name in allowed and (count != 1 or name in elsewhere):
+            problems.append(f"{name} is used by {count} notebooks or elsewhere: take it out of ONE_NOTEBOOK")
+        elif name not in allowed and name not in elsewhere and count < 2:
+            problems.append(f"{name} is used by {count} notebooks and nothing else")
+    return problems + [f"{name} is in ONE_NOTEBOOK, but not in helpers" for name in allowed if name not in public]
+
+
+@cache
+def headings(name):
+    """The headings of README.md or a notebook, without their marks; none when there is no such notebook."""
+    path = ROOT / name
+    cells = read(path).cells if path.suffix == ".ipynb" and path.exists() else []
+    lines = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    lines += path.read_text(encoding="utf-8").splitlines() if name == "README.md" else []
+    return {line.lstrip("# ") for line in lines if line.startswith("#")}
+
+
+def readme_sources():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@cache
+def calls_in(name):
+    """`module.name` of what a notebook calls, or README.md in its Python and by the commands that it shows."""
+    if name != "README.md":
+        return names_used(cell_sources(read(ROOT / name)), calls_only=True)
+    shown = re.findall(r"python -m helpers\.(\w+)", (ROOT / name).read_text(encoding="utf-8"))
+    commands = {module: source for module, source in MODULES.items() if module in shown}
+    return names_used(readme_sources(), calls_only=True) | used_by_a_command(commands)
+
+
+def taught_nowhere(source, module):
+    """Docstrings that name a notebook or a heading that is not there, or a notebook that never calls the function."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        text = (ast.get_docstring(node) or "") if isinstance(node, ast.Module | ast.ClassDef | FUNCTIONS) else ""
+        for name, heading in TAUGHT.findall(text):
+            if heading not in headings(name):
+                problems.append(f"{name} has no heading {heading!r}")
+            elif f"{module}.{getattr(node, 'name', '')}" not in calls_in(name):
+                problems.append(f"{name} never calls {module}.{getattr(node, 'name', '')}")
+        if text.count("Taught in") != len(TAUGHT.findall(text)):
+            problems.append(f'{getattr(node, "name", module)}: write Taught in notebooks/NAME.ipynb, "Heading"')
+    return problems
+
+
+def test_every_function_is_used():
+    notebooks = [cell_sources(read(path)) for path in PATHS]
+    projects = [path.read_text(encoding="utf-8") for path in (ROOT / "helpers" / "templates").rglob("*.py")]
+    problems = little_used(MODULES, notebooks, projects + readme_sources(), ONE_NOTEBOOK)
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_taught_somewhere_is_called_there(module):
+    problems = taught_nowhere(MODULES[module], module)
+    assert not problems, "\n".join(problems)
+
+
+USED = {"tools": "def one(): pass", "more": "from helpers import tools\n\ndef _part(): pass"}
+CALLS = ["from helpers import tools", "tools.one()"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "notebooks", "allowed"),
+    [
+        (USED, [CALLS], []),
+        (USED, [CALLS, ["one()", "other.one()", "tools.one()"]], []),  # not that one: it is not imported
+        (USED, [CALLS, CALLS], ["tools.one"]),
+        (USED, [CALLS, CALLS], ["tools.gone"]),
+        (USED, [[]], ["tools.one"]),
+        (USED | {"more": "from helpers import tools\n\ndef _part(): tools.one()"}, [CALLS], ["tools.one"]),
+    ],
+)
+def test_a_function_that_too_few_use_is_caught(sources, notebooks, allowed):
+    assert len(little_used(sources, notebooks, allowed=allowed)) == 1
+
+
+@pytest.mark.parametrize(
+    ("sources", "notebooks", "projects"),
+    [
+        (USED, [CALLS, CALLS], []),
+        (USED, [CALLS, ["from helpers.tools import one as f", "print(map(f, rows))"]], []),
+        (USED, [], ["from helpers import tools\ntools.one()"]),
+        (USED | {"more": "from helpers.tools import one\n\ndef _part(): one()"}, [], []),
+        ({"tools": "def one(): pass\n\ndef main():\n    one()"}, [], []),
+    ],
+)
+def test_a_function_that_is_used_passes(sources, notebooks, projects):
+    assert little_used(sources, notebooks, projects) == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        'Taught in notebooks/00_start_here.ipynb, "A heading that is not there".',
+        'Taught in notebooks/99_nowhere.ipynb, "One dial".',
+        'Taught in README.md, "A heading that is not there".',
+        'Taught in notebooks/00_start_here.ipynb, "One dial".',  # which does not call it
+        "Taught in 00, One dial.",
+    ],
+)
+def test_what_is_taught_nowhere_is_caught(place):
+    assert len(taught_nowhere(f'def never():\n    """Says.\n\n    {place}\n    """', "env")) == 1
+
+
+def test_what_is_taught_somewhere_passes():
+    place = 'Taught in notebooks/00_start_here.ipynb, "One dial".'
+    assert taught_nowhere(f'def model_path():\n    """Says.\n\n    {place}\n    """', "env") == []
 
 
 # ---- Rules for every notebook: the source --------------------------------------------------------------------------
@@ -391,8 +646,6 @@ RULES = [
     missing_outputs,
 ]
 LESSON_RULES = [three_exercises, take_home]
-PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-LESSONS = [path for path in PATHS if not path.name.startswith("00")]
 
 
 def name(value):
@@ -407,14 +660,14 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("rule", RULES, ids=name)
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_every_notebook_keeps(path, rule):
-    problems = rule(nbformat.read(path, as_version=4))
+    problems = rule(read(path))
     assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize("rule", LESSON_RULES, ids=name)
 @pytest.mark.parametrize("path", LESSONS, ids=name)
 def test_every_lesson_keeps(path, rule):
-    problems = rule(nbformat.read(path, as_version=4))
+    problems = rule(read(path))
     assert not problems, "\n".join(problems)
 
 
@@ -592,281 +845,3 @@ def test_a_forbidden_address_is_caught(parts):
 @pytest.mark.parametrize("text", ["data/models/*/work/", "homework/1", "a simple rule", "https://example.org/simple/"])
 def test_what_is_no_forbidden_address_passes(text):
     assert not FORBIDDEN.search(text)
-
-
-# ---- Take it with you ----------------------------------------------------------------------------------------------
-# A take-home cell begins with settings, one assignment a line. The test gives them other values and runs the cell in a
-# fresh Python, in an empty folder, with no network and no `helpers`.
-
-PLAIN = [
-    "the",
-    "box",
-    "came",
-    "on",
-    "monday",
-    "and",
-    "i",
-    "put",
-    "it",
-    "next",
-    "to",
-    "my",
-    "old",
-    "one",
-    "before",
-    "lunch",
-]
-CUES = {
-    "spam": ["winner", "prize", "free", "cash", "claim", "click"],
-    "ham": ["meeting", "tomorrow", "thanks", "report", "call", "train"],
-    "bad": ["awful", "broken", "poor", "terrible", "useless"],
-    "middling": ["okay", "average", "acceptable", "ordinary", "fair"],
-    "good": ["great", "excellent", "perfect", "wonderful", "love"],
-}
-
-
-def text_about(kind, words, draw):
-    """A text of so many words with a few that give its kind away, near its beginning."""
-    start = draw.choices(PLAIN, k=6) + draw.choices(CUES[kind], k=3)
-    draw.shuffle(start)
-    return " ".join(start + draw.choices(PLAIN, k=words - len(start)))
-
-
-def messages(path, draw):
-    """Two text labels and other column names."""
-    rows = [(kind, text_about(kind, draw.randint(9, 25), draw)) for kind in draw.choices(["spam", "ham"], k=500)]
-    write_csv(path, ["kind", "message"], rows)
-    return {"TEXT": "message", "LABEL": "kind"}, [kind for kind, _ in rows]
-
-
-def long_reviews(path, draw):
-    """A few thousand rows, one text in a hundred longer than the model takes, and numbers as labels."""
-    rows = []
-    for number in range(3000):
-        stars = draw.randrange(3)
-        words = draw.randint(600, 900) if number % 100 == 0 else draw.randint(10, 20)
-        rows.append((text_about(["bad", "middling", "good"][stars], words, draw), stars))
-    write_csv(path, ["body", "stars"], rows)
-    return {"TEXT": "body", "LABEL": "stars"}, [str(stars) for _, stars in rows]
-
-
-def exported_table(path, draw):
-    """Label first, columns that nobody asked for, quotes, commas and line ends in the texts, a byte order mark."""
-    rows = []
-    for number in range(500):
-        kind = draw.choice(["bad", "good"])
-        words = text_about(kind, draw.randint(12, 30), draw).split()
-        text = f'"{" ".join(words[:5])}",\n{" ".join(words[5:])}\n'
-        rows.append((kind.upper(), f"2026-01-{number % 28 + 1:02d}", text, "", number))
-    write_csv(path, ["Verdict", "date", "Customer comment", "reply", "id"], rows, encoding="utf-8-sig")
-    return {"TEXT": "Customer comment", "LABEL": "Verdict"}, [row[0] for row in rows]
-
-
-def json_lines(path, draw):
-    """JSON, one object a line, with fields that nobody asked for."""
-    rows = [
-        (number, kind, text_about(kind, draw.randint(9, 25), draw)) for number, kind in enumerate(["spam", "ham"] * 250)
-    ]
-    lines = [json.dumps({"id": number, "kind": kind, "message": text}) for number, kind, text in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {"TEXT": "message", "LABEL": "kind"}, [kind for _, kind, _ in rows]
-
-
-def write_csv(path, header, rows, encoding="utf-8"):
-    with path.open("w", newline="", encoding=encoding) as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def instructions(path, draw):
-    """JSONL with `instruction`, `output` and an `input` that is sometimes empty; one row is far too long."""
-    with path.open("w", encoding="utf-8") as file:
-        for number, (asked, about, said) in enumerate(said_about(draw, 300)):
-            row = {"instruction": asked, "input": about if number % 2 else "", "output": said}
-            if not number % 2:
-                row["instruction"] = f"{about} {asked}"
-            if number == 7:
-                row["input"] = "la " * 2000
-            file.write(json.dumps(row) + "\n")
-    return {}
-
-
-def conversations(path, draw):
-    """A JSON list of `messages`, half with a system message, all with other columns beside."""
-    rows = []
-    for number, (asked, about, said) in enumerate(said_about(draw, 300)):
-        talk = [{"role": "system", "content": "You are brief."}] if number % 2 else []
-        talk += [{"role": "user", "content": f"{about} {asked}"}, {"role": "assistant", "content": said}]
-        rows.append({"id": number, "messages": talk, "source": "mine"})
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return {}
-
-
-def said_about(draw, count):
-    """What is asked, the text that it is about, and the right answer, which depends on the text."""
-    for _ in range(count):
-        kind = draw.choice(["bad", "good"])
-        yield "Verdict?", text_about(kind, draw.randint(9, 14), draw), "Send it back" if kind == "bad" else "Keep it"
-
-
-TAKE_HOME = {  # notebook: the files its cell must take
-    "01_classification": [messages, long_reviews, exported_table],
-    "03_full_fine_tuning": [messages, exported_table],
-    "04_lora": [messages, exported_table, json_lines],
-    "09_beyond_one_machine": [json_lines],  # and one of two processes in test_distributed
-}
-WRITERS = {  # the same for models that write
-    "02_generation": [instructions, conversations],
-    "05_qlora": [instructions, conversations],
-}
-OWN_TESTS = {"06_multi_adapter", "07_domain_adaptation", "08_break_it"}  # the last one's is in test_preflight.py
-CASES = [(path, write) for path in LESSONS for write in TAKE_HOME.get(path.stem, [])]
-WRITER_CASES = [(path, write) for path in LESSONS for write in WRITERS.get(path.stem, [])]
-
-
-def with_settings(code, settings):
-    """The code with other right-hand sides; a setting that the code does not have is an error."""
-    for setting, value in settings.items():
-        code, count = re.subn(rf"(?m)^{setting} = .*$", lambda _, line=f"{setting} = {value!r}": line, code, count=1)
-        assert count, f"the take-home cell has no line {setting} = ..."
-    return code
-
-
-def run_alone(code, folder, timeout=400):
-    """Run code in a fresh Python with `helpers` made unimportable; returns what it printed."""
-    script = folder / "take_home.py"
-    script.write_text('import sys\n\nsys.modules["helpers"] = None\n' + code, encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
-    environment |= {"OMP_NUM_THREADS": "1"}  # two threads on cores that others use too were six times slower than one
-    command = [sys.executable, script.name]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
-
-
-def printed_accuracy(text):
-    """The last accuracy that was printed, as a share."""
-    found = re.findall(r"accuracy\D{0,40}?(\d+(?:\.\d+)?)\s*(%?)", text, re.IGNORECASE)
-    assert found, f"no accuracy was printed: {text[-500:]!r}"
-    number, percent = found[-1]
-    return float(number) / (100 if percent else 1)
-
-
-def test_every_lesson_has_files_for_its_take_home_cell():
-    missing = [path.name for path in LESSONS if path.stem not in {*TAKE_HOME, *WRITERS, *OWN_TESTS}]
-    assert not missing, f"write the files that their take-home cells must take: {missing}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("path", "write"), CASES, ids=name)
-def test_the_take_home_cell_runs_alone_on_files_of_other_shapes(path, write, tmp_path):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    file, out = tmp_path / ("mine.jsonl" if write is json_lines else "mine.csv"), tmp_path / "saved"
-    settings, labels = write(file, random.Random(7))
-    settings |= {"FILE": str(file), "OUT": str(out), "MODEL": str(ROOT / "data" / "models" / "tiny-encoder")}
-    before = file.read_bytes()
-    notebook = nbformat.read(path, as_version=4)
-    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
-
-    assert file.read_bytes() == before
-    model = AutoModelForSequenceClassification.from_pretrained(out, local_files_only=True)
-    assert {str(label) for label in model.config.id2label.values()} == set(labels)
-    logits = model(
-        **AutoTokenizer.from_pretrained(out, local_files_only=True)("a great box", return_tensors="pt")
-    ).logits
-    assert logits.shape == (1, len(set(labels)))
-    majority = max(labels.count(label) for label in set(labels)) / len(labels)
-    assert printed_accuracy(printed) > majority + 0.1, f"no better than the most frequent label:\n{printed}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("path", "write"), WRITER_CASES, ids=name)
-def test_the_take_home_cell_of_a_writer_runs_alone_on_files_of_other_shapes(path, write, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    file, out = tmp_path / "mine.json", tmp_path / "saved"
-    settings = write(file, random.Random(7))
-    settings |= {"FILE": str(file), "OUT": str(out), "MODEL": str(ROOT / "data" / "models" / "tiny-decoder")}
-    before = file.read_bytes()
-    notebook = nbformat.read(path, as_version=4)
-    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
-
-    assert file.read_bytes() == before
-    left_out = int(re.search(r"(\d+) of 300 rows", printed)[1])
-    assert left_out == (write is instructions), printed
-    assert printed_accuracy(printed) > 0.8, f"two answers, and a text that says which: chance is 0.5\n{printed}"
-    AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
-    assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template
-
-
-@pytest.mark.slow
-def test_the_take_home_cell_of_a_server_answers_by_task_and_leaves_out_what_is_broken(tmp_path):
-    folder, file, out = tmp_path / "mine", tmp_path / "asked.jsonl", tmp_path / "out" / "answers.jsonl"
-    for name, skill in {"naming": "titles", "sorting": "intent", "cut": "rewrite", "foreign": "rewrite"}.items():
-        shutil.copytree(ROOT / "data" / "models" / "adapters" / skill, folder / name)
-    weights, config = folder / "cut" / "adapter_model.safetensors", folder / "foreign" / "adapter_config.json"
-    weights.write_bytes(weights.read_bytes()[:50_000])
-    config.write_text(config.read_text().replace("tiny-decoder", "other-decoder"))
-    (folder / "empty").mkdir()
-    review, intents = "I would sum it up as a handy coffee machine. What is its title?", {"delivery", "refund", "login"}
-    asked = [("naming", review), ("sorting", "My parcel is late. What is this about?"), ("poems", "Write one.")] * 9
-    file.write_text("\n".join(json.dumps({"task": task, "prompt": prompt, "id": 1}) for task, prompt in asked) + "\n\n")
-    settings = {"ADAPTERS": str(folder), "FILE": str(file), "OUT": str(out)}
-    settings["MODEL"] = str(ROOT / "data" / "models" / "tiny-decoder")
-    notebook = nbformat.read(NOTEBOOKS / "06_multi_adapter.ipynb", as_version=4)
-    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
-
-    assert "18 of 27 requests answered by ['naming', 'sorting']" in printed
-    assert all(name in printed for name in ("cut", "empty", "foreign", "other-decoder"))
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["task"] for row in rows] == [task for task, _ in asked]
-    assert {row["answer"] for row in rows if row["task"] == "naming"} == {"Handy coffee machine"}
-    assert {row["answer"] for row in rows if row["task"] == "sorting"} <= intents
-    assert not any("answer" in row for row in rows if row["task"] == "poems")
-
-
-@pytest.mark.slow
-def test_the_take_home_cell_of_a_domain_keeps_its_words_whole_and_lowers_the_loss(tmp_path):
-    from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
-
-    draw, file, out = random.Random(7), tmp_path / "mine.txt", tmp_path / "saved"
-    texts = [f"Number {n}: the {draw.choice(['box', 'lid'])} is a zwibbel, and so is Quorfy's." for n in range(300)]
-    file.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    settings = {"FILE": str(file), "OUT": str(out), "MODEL": str(ROOT / "data" / "models" / "tiny-encoder")}
-    notebook = nbformat.read(NOTEBOOKS / "07_domain_adaptation.ipynb", as_version=4)
-    printed = run_alone(with_settings(notebook.cells[tagged(notebook, "take-home")[0]].source, settings), tmp_path)
-
-    before, after = map(float, re.search(r"([\d.]+) before, ([\d.]+) after", printed).groups())
-    assert after < before, printed
-    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
-    assert tokenizer.tokenize("A zwibbel, Quorfy!") == ["a", "zwibbel", ",", "quorfy", "!"]
-    old = AutoModelForMaskedLM.from_pretrained(settings["MODEL"]).get_input_embeddings().weight
-    new = AutoModelForMaskedLM.from_pretrained(out, local_files_only=True).get_input_embeddings().weight
-    assert len(new) > len(old)
-    assert new[: len(old)].equal(old), "only the new words have other vectors"
-    AutoModelForSequenceClassification.from_pretrained(out, num_labels=2, local_files_only=True)
-
-
-def test_the_take_home_runner_has_no_helpers(tmp_path):
-    assert run_alone("print('alone')", tmp_path) == "alone\n"
-    with pytest.raises(AssertionError, match="helpers"):
-        run_alone("from helpers import data", tmp_path)
-
-
-def test_settings_are_replaced_once_and_only_where_they_are():
-    assert with_settings('FILE = "a"  # yours\nread(FILE)', {"FILE": "b\\n.csv"}) == "FILE = 'b\\\\n.csv'\nread(FILE)"
-    with pytest.raises(AssertionError, match="no line OUT"):
-        with_settings('FILE = "a"', {"OUT": "b"})
-
-
-@pytest.mark.parametrize(
-    ("text", "share"),
-    [
-        ("accuracy 0.91", 0.91),
-        ("Test accuracy: 91 %", 0.91),
-        ("{'eval_accuracy': 0.5}\naccuracy = 1.0 (300 rows)", 1.0),
-    ],
-)
-def test_an_accuracy_is_read_from_what_was_printed(text, share):
-    assert printed_accuracy(text) == share

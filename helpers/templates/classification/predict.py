@@ -1,0 +1,100 @@
+"""What the trained model says of a text, or of every row of a file.
+
+python predict.py "one text"
+python predict.py --file texts.txt --out answers.jsonl   # a text a line
+python predict.py --file rows.jsonl --out answers.jsonl  # or an object a line, with "text"
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+import train
+
+READ = ("text",)  # what a row of a .jsonl file must have
+transformers.utils.logging.set_verbosity_error()  # only the answers are shown
+transformers.utils.logging.disable_progress_bar()
+
+
+@torch.no_grad()
+def answers(model, tokenizer, config, rows, batch_size):
+    """The likeliest label of each row, and its probability as the model has it."""
+    cut = dict(truncation=True, max_length=config["data"]["max_length"], padding=True, return_tensors="pt")
+    for start in range(0, len(rows), batch_size):
+        batch = tokenizer([row["text"] for row in rows[start : start + batch_size]], **cut).to(model.device)
+        probabilities, labels = model(**batch).logits.float().softmax(-1).max(-1)
+        for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
+            yield {"predicted": config["data"]["labels"][label], "probability": round(probability, 4)}
+
+
+def read(file):
+    """The rows of a .jsonl file, or of a .txt file, a text a line."""
+    if Path(file).suffix not in (".jsonl", ".txt"):
+        sys.exit(f"{file} is neither .txt, with a text a line, nor .jsonl, with an object a line: make one of them.")
+    try:
+        lines, rows = Path(file).read_text(encoding="utf-8").rstrip("\n").split("\n"), []
+    except (OSError, UnicodeError) as error:
+        sys.exit(f"{file} cannot be read: {error}")
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line) if file.endswith(".jsonl") else {"text": line if line.strip() else ""})
+        except ValueError as error:
+            sys.exit(f"{file}, line {number} is no JSON: {error}")
+        if not (isinstance(rows[-1], dict) and any(rows[-1].get(name) for name in READ)):
+            sys.exit(f"{file}, line {number} has no {' or '.join(READ)}: {line[:60]!r}. Correct it, or leave it out.")
+    return rows
+
+
+def meaning(settings):
+    """The settings that give answers their meaning; where the base lies, and the rows it was trained on, do not."""
+    data = {name: value for name, value in settings["data"].items() if name not in train.PARTS}
+    return {"data": data, "model": {train.MODEL[0]: Path(settings["model"][train.MODEL[0]]).name}}
+
+
+def load(path):
+    """The settings of a file, with the tokenizer and the model that were trained with them."""
+    try:
+        config = train.read_config(path)
+        device = None if "quantization" in config else train.training_arguments(config).device
+        tokenizer = train.load_tokenizer(config)
+    except train.ConfigError as error:
+        sys.exit(f"{path}, {error}")
+    folder = train.HERE / config["training"]["output_dir"]
+    if not train.record_file(config).exists():
+        sys.exit(f"{config['training']['output_dir']} is not trained yet: run python train.py {path}")
+    before = json.loads((folder / "settings.json").read_text())
+    if names := train.differences(meaning(before), meaning(config)):
+        sys.exit(f"{', '.join(names)} in {path} changed since the training began: restore what was there.")
+    model = train.load_model(config, trained=str(folder)).eval()
+    return config, tokenizer, model.to(device) if device else model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="?")
+    parser.add_argument("--file")
+    parser.add_argument("--out")
+    parser.add_argument("--config", default="config.yaml")
+    parser.add_argument("--batch-size", type=int, default=16)
+    options = parser.parse_args()
+    if (options.text is None) == (options.file is None):
+        parser.error("give one text, or a --file")
+    if options.out and Path(options.out).exists():
+        parser.error(f"{options.out} is there already, and is not written over. Give --out another name.")
+    rows = [{"text": options.text}] if options.text is not None else read(options.file)
+    config, tokenizer, model = load(options.config)
+    predictions = answers(model, tokenizer, config, rows, options.batch_size)
+    predicted = [{**row, **answer} for row, answer in zip(rows, predictions, strict=True)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predicted)
+    if options.out:
+        Path(options.out).write_text(lines, encoding="utf-8")
+    else:
+        print(lines, end="")
+
+
+if __name__ == "__main__":
+    main()

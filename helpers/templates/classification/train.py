@@ -1,0 +1,467 @@
+"""Trains the model that config.yaml describes to give the texts in data/ their labels.
+
+    python train.py              # or: accelerate launch train.py
+    python train.py other.yaml   # another file of settings
+
+The sections of config.yaml decide the method: without `peft` and `quantization` the whole model is trained, with `peft`
+an adapter, with both an adapter on a 4-bit model. A run that was interrupted goes on from its last whole checkpoint. A
+finished run is not run again: it says so.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import platform
+import re
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import peft
+import torch
+import yaml
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+HERE = Path(__file__).resolve().parent  # paths in config.yaml are relative to this folder
+PARTS = ("train", "validation", "test")
+COLUMNS = ("text", "label")  # of each row in data/
+DATA = (*PARTS, "max_length", "labels")  # names in the section data
+MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation")  # names in the section model
+IA3 = {  # for families that peft has no default for: layers whose output is scaled, and those whose input is
+    "albert": (["key", "value"], ["ffn_output"]),
+    "distilbert": (["k_lin", "v_lin"], ["lin2"]),
+    "modernbert": (["Wqkv"], ["mlp.Wo"]),
+}
+RENAMED = {  # names of earlier versions, which the libraries refuse, ignore, or take with a warning; and short ones
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps (a number below 1 is a share)",
+    "group_by_length": "train_sampling_strategy: group_by_length",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "no_cuda": "use_cpu",
+    "use_mps_device": "use_cpu: false, as the device is found by itself",
+    "fp16_backend": "fp16",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "overwrite_output_dir": "gone: set another output_dir",
+    "save_safetensors": "gone: it is always so",
+    "tokenizer": "processing_class, which train.py passes",
+    "as_target_tokenizer": "text_target, which train.py passes",
+    "torch_dtype": "dtype",
+    "load_in_4bit": "load_in_4bit in the section quantization",
+    "load_in_8bit": "load_in_8bit in the section quantization",
+    "peft_config": "peft",
+    "quantization_config": "quantization",
+    "training_args": "training",
+    "generation_config": "generation",
+}
+
+
+# ---- Settings -----------------------------------------------------------------------------------------
+
+
+class ConfigError(ValueError):
+    """A setting that would be ignored or cannot be used; the message says what to write instead."""
+
+
+class Loader(yaml.SafeLoader):
+    """YAML that reads 2e-5 as a number, as Python does; without this it would be a text."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
+
+
+def check_names(section, settings, known):
+    """Raises for a name that is not known, with its current or nearest name: none is silently ignored."""
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{section} is {settings!r}, and should be names with values.")
+    for name in settings:
+        if name == "trust_remote_code":
+            raise ConfigError(
+                f"{section}: trust_remote_code is refused, as it runs whatever code comes with a model: use a model "
+                "that transformers has itself."
+            )
+        if name in RENAMED and (name not in known or section in ("training", "model")):
+            raise ConfigError(f"{section}: {name} is now {RENAMED[name]}.")
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            nearest = f"; the nearest name is {near[0]}" if near else ""
+            raise ConfigError(f"{section}: {name} is not known{nearest}.")
+
+
+def read_config(path="config.yaml"):
+    """The settings, by section; every name in them has been checked."""
+    try:
+        config = yaml.load((HERE / path).read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        raise ConfigError(f"which cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"which is no YAML: {' '.join(str(error).split())}.") from None
+    known = {
+        "model": MODEL,
+        "data": DATA,
+        "training": [field.name for field in dataclasses.fields(TrainingArguments)] + ["early_stopping_patience"],
+        "peft": None,
+        "quantization": list(inspect.signature(BitsAndBytesConfig).parameters),
+    }
+    check_names("sections", config, list(known))
+    for section in ("peft", "quantization"):
+        if section in config and config[section] is None:
+            raise ConfigError(f"the section {section} is empty. Fill it in, or delete its line.")
+    if "peft" in config:
+        kinds = {kind.value: cls for kind, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        kind = config["peft"].get("peft_type") if isinstance(config["peft"], dict) else None
+        if kind not in kinds:
+            raise ConfigError(f"peft: peft_type is {kind}, and should be one of {', '.join(sorted(kinds))}.")
+        known["peft"] = [field.name for field in dataclasses.fields(kinds[kind])]
+    for section in config:
+        check_names(section, config[section], known[section])
+    needed = [("model", MODEL[0]), ("training", "output_dir"), *(("data", name) for name in (*PARTS, "labels"))]
+    for section, name in needed:
+        if not config.get(section, {}).get(name):
+            raise ConfigError(f"{section}: {name} is missing.")
+    if config.get("quantization") and "peft" not in config:
+        raise ConfigError("quantization: a quantised model trains with an adapter only. Add a section peft.")
+    return config
+
+
+def gpu_has_bf16():
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def training_arguments(config):
+    settings = {key: value for key, value in config["training"].items() if key != "early_stopping_patience"}
+    settings["output_dir"] = str(HERE / settings["output_dir"])
+    settings.setdefault("bf16", gpu_has_bf16() and not settings.get("fp16"))  # fp32 on a CPU, where bf16 is slow
+    for field in dataclasses.fields(TrainingArguments):  # which takes a text for a number, and fails only later
+        value = settings.get(field.name)
+        if isinstance(field.default, (int, float)) and isinstance(value, str):
+            raise ConfigError(f"training: {field.name} is {value!r}, and should be like {field.default}.")
+    try:
+        return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def differences(before, now):
+    """The names of the settings that are not the same."""
+    both = {section: (before.get(section, {}), now.get(section, {})) for section in before | now}
+    return [f"{s}.{key}" for s, (a, b) in both.items() for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def begin(config, arguments):
+    """Notes the settings and the data when a run begins, so that an interrupted one cannot go on with others."""
+    noted = Path(arguments.output_dir) / "settings.json"
+    settings = dict(config)
+    files = [config["data"][part] for part in PARTS]
+    settings["content"] = {file: hashlib.sha256(content(file)).hexdigest() for file in files}
+    resumes = noted.exists() and last_whole_checkpoint(arguments.output_dir)
+    if resumes and (names := differences(json.loads(noted.read_text()), settings)):
+        raise ConfigError(
+            f"training: {config['training']['output_dir']} was begun with other settings ({', '.join(names)}). "
+            "Set another output_dir, or restore them."
+        )
+    if arguments.process_index == 0:
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        noted.with_suffix(".part").write_text(json.dumps(settings, indent=1))
+        os.replace(noted.with_suffix(".part"), noted)  # whole or not at all
+
+
+# ---- Data ---------------------------------------------------------------------------------------------
+
+
+def content(file):
+    try:
+        return (HERE / file).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"data: {file} cannot be read: {error.strerror}.") from None
+
+
+def read_rows(file, labels=None):
+    """The rows of a .jsonl file, one object a line; an error names the line that cannot be used."""
+    rows = []
+    for number, line in enumerate(content(file).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
+        if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
+            raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
+        if labels and row["label"] not in labels:
+            names = ", ".join(map(str, labels))
+            raise ConfigError(f"data: {file}, line {number} has {row['label']}, and labels has {names}.")
+        rows.append(row)
+    return rows
+
+
+def load_tokenizer(config):
+    tokenizer = AutoTokenizer.from_pretrained(place(config), **revision(config))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    most, length = longest(config, tokenizer), config["data"].get("max_length") or 0
+    if length > most:
+        name = Path(place(config)).name
+        raise ConfigError(f"data: max_length is {length}, and {name} has places for {most} tokens.")
+    return tokenizer
+
+
+def longest(config, tokenizer):
+    """The most tokens of a row that the model has places for."""
+    settings = model_config(config)
+    places = getattr(settings, "max_position_embeddings", None) or 1e6
+    if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
+        places -= 2  # their positions count on from that of the padding
+    places -= config.get("peft", {}).get("num_virtual_tokens", 0)
+    return int(min(places, tokenizer.model_max_length))
+
+
+def encode(rows, tokenizer, config):
+    """Texts as token ids, and the number of each label; the collator pads, each batch to its longest text."""
+    labels, cut = config["data"]["labels"], dict(truncation=True, max_length=config["data"]["max_length"])
+    return [{**tokenizer(row["text"], **cut), "labels": labels.index(row["label"])} for row in rows]
+
+
+# ---- Model --------------------------------------------------------------------------------------------
+
+
+def place(config):
+    """The model's folder, relative to this one in config.yaml, or its name on the Hub."""
+    name = config["model"]["pretrained_model_name_or_path"]
+    return str((HERE / name).resolve()) if (HERE / name).is_dir() else name
+
+
+def model_config(config):
+    return AutoConfig.from_pretrained(place(config), **revision(config))
+
+
+def revision(config):
+    return {"revision": config["model"]["revision"]} if config["model"].get("revision") else {}
+
+
+def task_type(config):
+    """The task as peft names it."""
+    return "SEQ_CLS"
+
+
+def network(config):
+    """The model with shapes instead of weights: for its layers' names and its size."""
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(model_config(config))
+
+
+def block_layers(config):
+    """The names of the linear layers that each block of the model has."""
+    layers = [name for name, layer in network(config).named_modules() if type(layer).__name__ in ("Linear", "Conv1D")]
+    return sorted({re.split(r"\.\d+\.", name)[-1] for name in layers if re.search(r"\.\d+\.", name)})
+
+
+def new_layers(config):
+    """The names of the layers that are new for this task, so they are trained whole, and never in 4 bits."""
+    model = network(config)
+    pretrained = (model.base_model_prefix, "head")  # a "head" is ModernBERT's, and comes with its weights
+    return [name for name, part in model.named_children() if name not in pretrained and list(part.parameters())]
+
+
+def peft_config(config):
+    """The adapter's configuration, or None; a null for names of layers gets the names that fit the model."""
+    if "peft" not in config:
+        return None
+    settings = {"task_type": task_type(config), **config["peft"]}
+    family, defaults = model_config(config).model_type, {}
+    if settings["peft_type"] == "LORA":
+        defaults["target_modules"] = block_layers(config)
+    if settings["peft_type"] == "IA3" and family in IA3:
+        output, feedforward = IA3[family]
+        defaults = {"target_modules": [*output, *feedforward], "feedforward_modules": feedforward}
+    if "modules_to_save" in settings:
+        defaults["modules_to_save"] = new_layers(config)
+    settings |= {name: layers for name, layers in defaults.items() if settings.get(name) is None}
+    return peft.get_peft_config(settings)
+
+
+def quantization_config(config):
+    """The quantisation's configuration, or None; it computes in bf16 on a GPU that has it, else in fp32."""
+    if "quantization" not in config:
+        return None
+    settings = {"bnb_4bit_compute_dtype": "bfloat16" if gpu_has_bf16() else "float32", **config["quantization"]}
+    if settings.get("llm_int8_skip_modules") is None:
+        settings["llm_int8_skip_modules"] = new_layers(config)
+    if not torch.cuda.is_available():
+        # bitsandbytes 0.50 on CPUs with AVX-512 is wrong in two ways, without an error. It computes in bf16 once the
+        # model was evaluated, and it takes wrong scales for widths that 64 does not divide: these layers stay whole.
+        importlib.import_module("bitsandbytes.nn.modules").has_avx512bf16 = lambda: False
+        layers = network(config).named_modules()
+        odd = [name for name, layer in layers if getattr(layer, "in_features", 64) % 64]
+        settings["llm_int8_skip_modules"] = [*settings["llm_int8_skip_modules"], *odd]
+    return BitsAndBytesConfig(**settings)
+
+
+def load_model(config, trained=None):
+    """The model to train, with a new adapter if config.yaml has one; or a finished one, from the folder `trained`."""
+    set_seed(config["training"].get("seed", 42))  # what is new in the model starts from random numbers
+    settings = {key: value for key, value in config["model"].items() if key != MODEL[0]}
+    settings.setdefault("dtype", "bfloat16" if "peft" in config and gpu_has_bf16() else "float32")
+    labels = config["data"]["labels"]
+    settings["id2label"] = dict(enumerate(labels))
+    settings["label2id"] = {label: number for number, label in enumerate(labels)}
+    if "quantization" in config:
+        settings["quantization_config"] = quantization_config(config)
+    whole = trained is not None and "peft" not in config  # else it is an adapter, which goes on the same base
+    model = AutoModelForSequenceClassification.from_pretrained(trained if whole else place(config), **settings)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(config).pad_token_id
+    if "quantization" in config:
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if "peft" in config and config["training"].get("activation_checkpointing"):
+        model.enable_input_require_grads()  # without it no gradient would reach the adapter
+    if "peft" in config and trained is None:
+        return peft.get_peft_model(model, peft_config(config))
+    return peft.PeftModel.from_pretrained(model, trained) if "peft" in config else model
+
+
+# ---- Training and scores ------------------------------------------------------------------------------
+
+
+def best(logits, labels):
+    """The likeliest class, so that not all logits are kept until the end of an evaluation."""
+    return logits.argmax(-1)
+
+
+def scores(results):
+    predictions, references = results.predictions, results.label_ids
+    f1 = f1_score(references, predictions, average="macro", zero_division=0)
+    return {"accuracy": accuracy_score(references, predictions), "f1_macro": f1}
+
+
+def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
+    patience = config["training"].get("early_stopping_patience")
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=examples["train"],
+        eval_dataset=examples["validation"],
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[*callbacks, *([EarlyStoppingCallback(patience)] if patience else [])],
+        compute_metrics=scores,
+        preprocess_logits_for_metrics=best,
+    )
+    # The model's loss is the mean of its batch. With accumulation, or several processes, the Trainer would add these
+    # means, as it trusts the model to divide by the number of all labels; so let it average them.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
+
+
+def last_whole_checkpoint(folder):
+    """The newest checkpoint that is complete, or None: trainer_state.json is written last, so it has to be readable."""
+    folders = sorted(Path(folder).glob("checkpoint-*"), key=lambda one: int(one.name.split("-")[1]))
+    for checkpoint in reversed(folders):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            return str(checkpoint)
+        except (OSError, ValueError):  # the file is missing, or it was cut short
+            continue
+
+
+def evaluate(trainer, tokenizer, config, rows, examples):
+    """The scores on the validation and the test rows. Choose settings by the first; look at the second once."""
+    metrics = trainer.evaluate(examples["validation"], metric_key_prefix="validation")
+    metrics |= trainer.evaluate(examples["test"], metric_key_prefix="test")
+    timed = ("_runtime", "_per_second", "_model_preparation_time")
+    return {name: value for name, value in metrics.items() if name != "epoch" and not name.endswith(timed)}
+
+
+def record_file(config):
+    folder = HERE / config["training"]["output_dir"]
+    return folder.with_name(f"{folder.name}.json")
+
+
+def save_record(config, trainer, metrics, seconds):
+    """One JSON file for the run, beside its folder: what was set, on what machine, and what came out."""
+    on_gpu = torch.cuda.is_available()
+    record = {"settings": config, "metrics": metrics, "seconds": round(seconds, 1)}
+    if on_gpu:
+        record["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    device = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} {trainer.args.device.type}"
+    record["machine"] = {"device_name": device, "python": platform.python_version(), "system": platform.system()}
+    libraries = ("torch", "transformers", "peft", "accelerate")
+    record["versions"] = {library: version(library).partition("+")[0] for library in libraries}
+    record["curve"] = trainer.state.log_history
+    if trainer.is_world_process_zero():
+        record_file(config).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---- The run: train.ipynb has these steps as its cells ------------------------------------------------
+
+
+def main(path="config.yaml"):
+    # Settings
+    started = time.monotonic()
+    config = read_config(path)
+    arguments = training_arguments(config)
+    begin(config, arguments)
+    print(yaml.safe_dump({section: config[section] for section in config if section != "data"}, sort_keys=False))
+
+    # Data
+    tokenizer = load_tokenizer(config)
+    rows = {part: read_rows(config["data"][part], config["data"]["labels"]) for part in PARTS}
+    examples = {part: encode(rows[part], tokenizer, config) for part in PARTS}
+    print({part: f"{len(examples[part])} rows" for part in PARTS})
+    print(rows["train"][0], tokenizer.decode(examples["train"][0]["input_ids"]), sep="\n")
+
+    # Model
+    model = load_model(config)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"{type(model).__name__}: {trainable:,} parameters are trained")
+
+    # Training
+    trainer = make_trainer(config, arguments, model, tokenizer, examples)
+    checkpoint = last_whole_checkpoint(arguments.output_dir)
+    print(f"goes on from {Path(checkpoint).name}" if checkpoint else "begins anew")
+    trainer.train(resume_from_checkpoint=checkpoint)
+
+    # Scores
+    metrics = evaluate(trainer, tokenizer, config, rows, examples)
+    for name, value in metrics.items():
+        print(f"{name}: {value:.4f}")
+
+    # Results
+    trainer.save_model()
+    save_record(config, trainer, metrics, seconds=time.monotonic() - started)
+    print(f"saved in {config['training']['output_dir']}/, recorded in {config['training']['output_dir']}.json")
+
+
+if __name__ == "__main__":
+    path = sys.argv[1] if len(sys.argv) > 1 else "config.yaml"
+    try:
+        finished = record_file(read_config(path))
+        if finished.exists():
+            seen = finished.relative_to(HERE)
+            print(f"this run is finished, see {seen}. For another set another output_dir in {path}.")
+        else:
+            main(path)
+    except ConfigError as error:
+        sys.exit(f"{path}, {error}")
