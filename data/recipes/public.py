@@ -1,13 +1,11 @@
 """Reference runs on public data: which learning rate a real model wants, and what it reaches.
 
-    python data/recipes/public.py sweep --data FOLDER    # rates, one seed, scored on validation rows only
-    python data/recipes/public.py final --data FOLDER    # the best rate of each sweep, three seeds, test rows scored once
-    python data/recipes/public.py table                  # what the records say
+    python data/recipes/public.py sweep --data FOLDER    # rates on one seed, scored on validation rows only
 
 FOLDER holds one folder a set with train, validation and test (CSV or JSON Lines); without --data the sets are read from
 the Hub. A point whose record is there is not run again, so the command goes on where it was broken off. Records hold
-figures only, never a row of the data: `hits` is one bit a row (1 = right) in hexadecimal, so that two runs can be compared
-row by row.
+figures only, never a row of the data: `hits` is one bit a row (1 = right) in hexadecimal, so that two runs can be
+compared row by row.
 """
 
 import argparse
@@ -74,8 +72,10 @@ def tokenized(rows, tokenizer, task):
         examples["labels"] = []
         for i, labels in enumerate(batch["y"]):
             words = examples.word_ids(i)
-            first = [word is not None and word != before for word, before in zip(words, [None, *words])]
-            examples["labels"].append([labels[word] if new else -100 for word, new in zip(words, first)])
+            first = [
+                word is not None and word != before for word, before in zip(words, [None, *words[:-1]], strict=True)
+            ]
+            examples["labels"].append([labels[word] if new else -100 for word, new in zip(words, first, strict=True)])
         return examples
 
     return rows.map(tags if task == "tags" else classes, batched=True, remove_columns=rows.column_names)
@@ -99,7 +99,7 @@ def scores(task, predictions, references, names):
     said = [[names[i] for i in row] for row in predictions]
     right = [[names[i] for i in row] for row in references]
     found = {"f1": float(f1_score(right, said, mode="strict", scheme=IOB2))}
-    return found, hexadecimal([one == other for one, other in zip(said, right)])
+    return found, hexadecimal([one == other for one, other in zip(said, right, strict=True)])
 
 
 def adapt(model, method, task):
@@ -124,7 +124,11 @@ def run(name, splits, names, model_name, method, rows, rate, seed, parts):
     examples = {part: tokenized(splits[part], tokenizer, task) for part in parts}
     train = tokenized(splits["train"].select(order), tokenizer, task)
     transformers.set_seed(seed)
-    auto = transformers.AutoModelForTokenClassification if task == "tags" else transformers.AutoModelForSequenceClassification
+    auto = (
+        transformers.AutoModelForTokenClassification
+        if task == "tags"
+        else transformers.AutoModelForSequenceClassification
+    )
     model = adapt(auto.from_pretrained(path, num_labels=len(names), dtype=torch.float32), method, task)
     steps = steps_for(len(train))
     args = transformers.TrainingArguments(
@@ -144,12 +148,14 @@ def run(name, splits, names, model_name, method, rows, rate, seed, parts):
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
     )
-    collator = (transformers.DataCollatorForTokenClassification if task == "tags" else transformers.DataCollatorWithPadding)(tokenizer)
+    collator = (
+        transformers.DataCollatorForTokenClassification if task == "tags" else transformers.DataCollatorWithPadding
+    )(tokenizer)
 
     def compute(evaluation):
         predictions, labels = evaluation.predictions, evaluation.label_ids
         if task == "tags":
-            predictions = [row[label != -100] for row, label in zip(predictions, labels)]
+            predictions = [row[label != -100] for row, label in zip(predictions, labels, strict=True)]
             labels = [row[row != -100] for row in labels]
         compute.last = scores(task, predictions, labels, names)
         return compute.last[0]
@@ -173,9 +179,13 @@ def run(name, splits, names, model_name, method, rows, rate, seed, parts):
         metrics[part] = found | {"loss": compute_result["test_loss"]}
     settings = {
         "set": name, "model": model_name, "method": method, "rows": len(train), "learning_rate": rate, "seed": seed,
-        "steps": steps, "batch": BATCH, "max_length": LENGTH, "classes": len(names), "warmup": 0.1, "weight_decay": 0.01,
+        "steps": steps, "batch": BATCH, "max_length": LENGTH, "classes": len(names), "warmup": 0.1,
+        "weight_decay": 0.01, "weights": "from Q4_1" if str(path).endswith("from-Q4_1") else "as published",
     }  # fmt: skip
-    curve = [{k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k} for row in trainer.state.log_history]
+    curve = [
+        {k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k}
+        for row in trainer.state.log_history
+    ]
     return settings, metrics, hits, curve, seconds
 
 
@@ -201,13 +211,13 @@ def word_counts(splits, names, rows, seed, parts):
 
 
 def word_list(splits, names, rows, seed, parts):
-    """Each word has the tag that it had most often in the training rows, "O" if it was never seen; I after O becomes B."""
+    """Each word gets its most frequent tag in the training rows, "O" if it was never seen; I after O becomes B."""
     from collections import Counter, defaultdict
 
     order = random.Random(seed).sample(range(len(splits["train"])), min(rows, len(splits["train"])))
     counts = defaultdict(Counter)
     for row in splits["train"].select(order):
-        for word, tag in zip(row["x"], row["y"]):
+        for word, tag in zip(row["x"], row["y"], strict=True):
             counts[word.lower()][tag] += 1
     usual = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
     outside, found, hits = names.index("O"), {}, {}
@@ -258,7 +268,9 @@ def sweep(options):
                         folder, one, settings=settings, metrics=metrics, hits=hits, curve=curve, seconds=seconds,
                         machine=env.machine(), versions=env.versions(),
                     )  # fmt: skip
-                    print(one, {k: round(v, 3) for k, v in metrics["validation"].items()}, f"{seconds:.0f} s", flush=True)
+                    print(
+                        one, {k: round(v, 3) for k, v in metrics["validation"].items()}, f"{seconds:.0f} s", flush=True
+                    )
 
 
 def main():
