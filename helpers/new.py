@@ -187,8 +187,10 @@ def _check_model(task, source, path):
     """Raises when the model is not of a kind that does the task."""
     import transformers
 
+    from helpers import memory
+
     env.quiet()
-    config = transformers.AutoConfig.from_pretrained(path)
+    config = memory.configuration(path)
     kinds = {
         "encoder-decoder": config.is_encoder_decoder,
         "encoder": type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING,
