@@ -2,9 +2,10 @@
 
 | module     | holds                                                                                   |
 |------------|-----------------------------------------------------------------------------------------|
-| `env`      | what this machine is, seeds, quiet logs; `python -m helpers.env` prints it              |
-| `data`     | read, check, split, tokenise, mask prompts, measure lengths and leakage                 |
-| `metrics`  | `evaluate.Metric` modules that need no network, intervals, `compute_metrics`            |
+| `env`      | what this machine is, where models are;  `python -m helpers.env` prints it              |
+| `data`     | read, check and split your data, find leaks, make conversations                         |
+| `text`     | tokenise, mask prompts, see which tokens count, count lengths                           |
+| `metrics`  | `evaluate`'s metrics offline, intervals, two models compared, `compute_metrics`         |
 | `memory`   | the peak of a training and its parts: predicted without weights, measured while it runs |
 | `generate` | what a model writes for a list of prompts, in batches; answers side by side             |
 | `adapters` | what an adapter would train, whether a saved one fits, whether 4-bit training works     |

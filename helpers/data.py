@@ -2,20 +2,22 @@
 
 The order of use is the order of this file; `helpers.text` goes on from here:
 
-    train = data.check(data.read("reviews.csv"))        # one error lists everything that is wrong
-    splits = data.split(train)                          # stratified, no text in two splits
+    rows = data.check(data.read("reviews.csv"))         # one error lists everything that is wrong
+    splits = data.split(rows)                           # stratified, no text in two splits
     print(data.overlaps(splits), data.class_balance(splits))
-    model = AutoModel...from_pretrained(MODEL, **data.label_maps(train))
+    model = AutoModelForSequenceClassification.from_pretrained(MODEL, **data.label_maps(rows))
     examples = text.tokenize(splits, tokenizer)
 
 Everything stays on disk as memory-mapped Arrow tables (the `datasets` library) and is read a piece at a
-time, so a file larger than memory works. Your files are only ever read: what has to be written goes to
-a folder of this process under the `datasets` cache, which is removed when Python ends.
+time, so a file larger than memory works, but for .json, which is parsed whole. Your files are only ever
+read: what has to be written goes to a folder of this process under the `datasets` cache, which is removed
+when Python ends.
 
-Rows count as a person counts them: the first row of data is row 1, the header is not a row, blank
+Rows count as a person counts them: the first row of data is row 1, the header is not a row, empty
 lines are skipped. Whatever is wrong with the data is a `DataError`, and nothing else.
 
-A new file format is a function that yields the rows of a file as dicts, and a line in `READERS`; a new
+A new file format is a generator from a path to rows (dicts), and a line in `READERS`. It is called
+twice, gives the same rows both times, and raises `DataError` with the file's name and the row. A new
 shape of conversation is a case in `_check_conversations` and in `_conversations`.
 """
 
@@ -101,9 +103,9 @@ def read(source, *, split=None):
 
     A CSV file has no types, so all its columns come as text ("007" stays "007", and the word "None"
     stays a word); `check` turns the labels into classes. The separator is a comma or a tab by the
-    file's name; where the header has none, a semicolon, tab or comma in it is taken. The first row is
-    taken for data, not for a header, when one of its cells is a number, repeats another cell, or is
-    found again in its own column within the next 1,000 rows.
+    file's name; where the first line has none of it, the most frequent of comma, semicolon and tab. It is
+    an error when the first line looks like data: one of its cells is a number, repeats another cell, or
+    is found again in its own column within the next 1,000 rows.
 
     Raises `DataError` for anything that cannot be read.
 
@@ -121,7 +123,8 @@ or the Hub id.
     if isinstance(source, (Dataset, DatasetDict)):
         return _one_split(source, "the data", split)
     if not isinstance(source, (str, Path)):
-        raise DataError(f"expected a path, a Hub id or a Dataset, got {type(source).__name__}.")
+        cure = "Make a table one with Dataset.from_pandas or Dataset.from_list."
+        raise DataError(f"expected a path, a Hub id or a Dataset, got {type(source).__name__}. {cure}")
     path = Path(source).expanduser()
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)) and path.suffix.lower() not in FORMATS
     if path.is_dir() or (is_hub_id and not path.exists() and not path.parent.is_dir()):
@@ -163,7 +166,7 @@ def _one_split(dataset, name, split):
 
 
 def _check_file(path):
-    """Raises for what can be said of a file before it is read: missing, empty, unknown, not UTF-8."""
+    """Raises for a file that is missing, empty, of an unknown format, or not UTF-8 (for that it is read once)."""
     if not path.exists():
         folder = "" if path.parent.is_dir() else f", and no folder {path.parent}"
         closest = _closest(path.name, [file.name for file in path.parent.glob("*")], "closest in its folder")
@@ -183,7 +186,7 @@ def _check_file(path):
                 raise DataError(
                     f"{path.name}, line {number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is "
                     f"not UTF-8. If the file is {guess}, write a converted copy: `Path('utf8{path.suffix}').write_text("
-                    f"Path({path.name!r}).read_text('{guess}'), 'utf-8')`, and read that."
+                    f"Path({str(path)!r}).read_text('{guess}'), 'utf-8')`, and read that."
                 ) from None
 
 
@@ -262,7 +265,7 @@ def _parsed(name, content, line=1):
         ) from None
 
 
-# How to read each kind of file: a function of the path that gives the rows, one after the other, as dicts.
+# For each ending, a function of the path that yields the rows as dicts. It is called twice: for types, then for values.
 READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines, ".ndjson": _json_lines}
 FORMATS = (*READERS, ".parquet")  # Parquet has types of its own and is read by `datasets`
 
@@ -278,7 +281,7 @@ def _read_parquet(path):
 def _read_rows(path):
     """Writes the rows of a file as Arrow and maps them into memory.
 
-    It goes twice through the file: a column's type can only be known once its last row is seen.
+    The file is read twice: a column's type is only known once its last row is seen.
     """
     types = {}
     for start, columns in _pieces(path):
@@ -333,10 +336,13 @@ def _misfit(file, column, values, start, before):
         try:
             before = _common_type([value], before)
         except UNFIT as error:
+            kind, reason = KINDS.get(type(value), type(value).__name__), _first_line(error)
             return DataError(
-                f"{file}, row {row}: column {_short(column)} holds {KINDS.get(type(value))} ({repr(value)[:40]}), "
-                f"which does not fit the rows before it ({_first_line(error)}). Make them one kind."
+                f"{file}, row {row}: column {_short(column)} holds {kind} ({repr(value)[:40]}), which does not fit the "
+                f"rows before it ({reason}). Make them one kind."
             )
+    last = start + len(values) - 1  # each fits those before it, but there is no type for all of them
+    return DataError(f"{file}, rows {start} to {last}: column {_short(column)} holds values of no common type.")
 
 
 @functools.cache
@@ -387,6 +393,7 @@ labels=[...].
 
     Taught in notebooks/01_classification.ipynb, "See the data".
     """
+    _known_duplicates(duplicates)
     splits, columns, problems = _splits(dataset, name), _columns(text), Problems()
     labelled, readable = {}, {}
     for where, rows in splits.items():
@@ -418,6 +425,7 @@ def check_tokens(dataset, *, tokens="tokens", tags="tags", labels=None, name=Non
 
     Taught in notebooks/01_classification.ipynb, "The same idea for each token".
     """
+    _known_duplicates(duplicates)
     splits, problems, usable = _splits(dataset, name), Problems(), {}
     for where, rows in splits.items():
         words_fit = _fits(problems, where, rows, tokens, WORDS, "lists of text")
@@ -431,6 +439,11 @@ def check_tokens(dataset, *, tokens="tokens", tags="tags", labels=None, name=Non
         _check_leaks(problems, splits, [tokens])
     problems.raise_all(name or ", ".join(splits))
     return _each(dataset, lambda rows: _with_classes(rows, tags, names, numbers))
+
+
+def _known_duplicates(duplicates):
+    if duplicates not in ("error", "ignore"):
+        raise DataError(f'duplicates={duplicates!r} is not known. Pass "error" or "ignore".')
 
 
 def _fits(problems, where, rows, column, kind, expected):
@@ -480,10 +493,11 @@ def _check_leaks(problems, splits, columns):
     for where in others:
         hashes = _hashes(splits[where], columns)
         leaked = np.flatnonzero(np.isin(hashes, trained) & (hashes != 0))
-        for i in leaked:
-            twin = int(np.flatnonzero(trained == hashes[leaked[0]])[0]) + 1
-            message = f"the same text is in {train} (row {twin} there), so a score would be too good."
+        if len(leaked):
+            twin = int(np.argmax(trained == hashes[leaked[0]])) + 1
+            message = f"the same text is in {train} (the first is row {twin} there), so a score would be too good."
             cure = 'Drop it with data.without_overlaps, or pass duplicates="ignore".'
+        for i in leaked:
             problems.add(where, f"{message} {cure}", int(i) + 1)
 
 
@@ -525,7 +539,7 @@ def _note_slips(problems, where, rows, label, slips):
             if value in shown:
                 problems.add(where, shown[value], row)
     if len(slips) > SHOWN:
-        problems.add(where, f"{len(slips) - SHOWN} more values of {label} are wrong in such a way.")
+        problems.add(where, f"{len(slips) - SHOWN} more values of {label} are wrong too.")
 
 
 def _odd_labels(counts):
@@ -591,7 +605,7 @@ def split(dataset, *, validation=0.1, test=0.1, label="label", text="text", seed
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise DataError(f"validation={validation} and test={test} are shares of the rows: together less than 1.")
-    _single(dataset, _columns(text))
+    _single(dataset, [*_columns(text), *({label} - {None, "label"})])
     shares = {name: share for name, share in (("validation", validation), ("test", test)) if share}
     _, first, group = np.unique(_hashes(dataset, _columns(text)), return_index=True, return_inverse=True)
     feature, classes = dataset.features.get(label), np.zeros(len(first), dtype=int)
@@ -625,8 +639,9 @@ class Overlaps(pd.DataFrame):
 
     @property
     def leaks(self):
-        """How many rows of other splits are, nearly at least, in the training split too."""
-        leaks = (self["kind"] == "nearly") & (self["also in"] == "train") & (self["of"] != "train")
+        """How many rows of the other splits are in the training split too, exactly or nearly."""
+        train = self.attrs.get("train", "train")
+        leaks = (self["kind"] == "nearly") & (self["also in"] == train) & (self["of"] != train)
         return int(self["rows"][leaks].sum())
 
 
@@ -634,8 +649,9 @@ def overlaps(splits, *, text="text"):
     """Counts texts that are in a split twice, or in two splits, exactly and nearly.
 
     "Nearly" means equal after case, white space and punctuation are put aside, and includes "exactly".
-    Each row counts the rows of one split that are in it earlier already, or in another split too, and
-    names the first. Texts are compared by 64-bit hashes, so memory is 8 bytes a row.
+    Each line counts the rows of one split (`of`) whose text came earlier in that split, or is in a split
+    before it (`also in`; train is first); `first` has the numbers of the first five. Texts are compared
+    by 64-bit hashes, so memory is 8 bytes a row.
 
     >>> from datasets import Dataset
     >>> rows = lambda *texts: Dataset.from_dict({"text": texts})
@@ -661,7 +677,9 @@ def overlaps(splits, *, text="text"):
                 if len(rows):
                     share, first = round(len(rows) / len(own), 3), ", ".join(map(str, rows[:SHOWN]))
                     results.append((kind, of, other, len(rows), share, first))
-    return Overlaps(results, columns=["kind", "of", "also in", "rows", "share", "first"])
+    table = Overlaps(results, columns=["kind", "of", "also in", "rows", "share", "first"])
+    table.attrs["train"] = next(iter(splits))
+    return table
 
 
 def without_overlaps(splits, *, text="text"):
@@ -672,11 +690,14 @@ def without_overlaps(splits, *, text="text"):
     >>> without_overlaps({"train": rows("Good!", "Bad"), "test": rows("good")})["train"]["text"][:]
     ['Bad']
     """
+    if not isinstance(splits, dict):
+        raise DataError("expected a dict of splits, got one Dataset. Use data.split first.")
     columns = _columns(text)
     ordered = _splits(splits, needs=columns)
     train, *others = ordered
     hashes = {where: _hashes(rows, columns, nearly=True) for where, rows in ordered.items()}
-    leaked = np.isin(hashes[train], [0, *itertools.chain.from_iterable(hashes[where] for where in others)])
+    elsewhere = np.concatenate([hashes[train][:0], *(hashes[where] for where in others)])
+    leaked = np.isin(hashes[train], elsewhere)
     kept = np.flatnonzero(~leaked | (hashes[train] == 0))
     return DatasetDict(dict(splits) | {train: ordered[train].select(kept)})
 
@@ -694,6 +715,10 @@ def class_balance(dataset, *, label="label"):
     results = []
     for where, rows in _splits(dataset, needs=[label]).items():
         counts = _label_counts(rows, label)
+        if len(counts) > MOST_CLASSES:
+            raise DataError(
+                f'{where}: column "{label}" has more than {MOST_CLASSES:,} different values. Is it the label?'
+            )
         names = _class_names(rows.features[label]) or _in_order(counts.keys() - {None})
         for name in [*names, *({None} & counts.keys())]:
             share = round(counts[name] / counts.total(), 3)
@@ -740,7 +765,7 @@ def to_messages(dataset, *, prompt=None, answer=None, system=None):
     >>> to_messages(rows, prompt="question", answer="replies")
     Traceback (most recent call last):
     helpers.data.DataError: the data: has no column "replies", it has passage, question, reply (closest: reply). \
-Rename it, or pass its name.
+Rename a column to it, or pass the name of yours.
 
     Taught in notebooks/02_generation.ipynb, "See the data".
     """
@@ -886,7 +911,7 @@ def _each(dataset, change):
 
 
 def _map(rows, function, **options):
-    """`Dataset.map` in batches to a file of this process; the rows are the file's still, so its name is kept."""
+    """`Dataset.map` in batches, to a temporary file. Rows keep the order of your file, so its name stays for errors."""
     with _no_progress_bars():
         result = rows.map(
             function, batched=True, cache_file_name=_temporary_file(), load_from_cache_file=False, **options
@@ -898,12 +923,12 @@ def _map(rows, function, **options):
 
 
 def _file_name(rows):
-    """The file that row numbers are of. `select` and `shuffle` drop the attribute; `filter` does not, hence indices."""
+    """The file that row numbers refer to; rows with indices, as `filter` gives, are numbered in another way."""
     return getattr(rows, "file_name", "the data") if rows._indices is None else "the data"
 
 
 def _splits(dataset, name=None, needs=()):
-    """{what errors call it: Dataset}, with the training split first; raises where a needed column is missing."""
+    """{name for errors: Dataset}, "train" first; the first counts as the training split. Raises for missing columns."""
     splits = dataset if isinstance(dataset, dict) else {None: dataset}
     for rows in splits.values():
         if not isinstance(rows, Dataset):
@@ -928,9 +953,11 @@ def _check_columns(problems, where, rows, columns):
     missing = [column for column in columns if column not in rows.column_names]
     for column in missing:
         has = _names(rows.column_names) + _closest(column, rows.column_names, "closest")
-        problems.add(where, f'has no column "{column}", it has {has}. Rename it, or pass its name.')
+        problems.add(
+            where, f'has no column "{column}", it has {has}. Rename a column to it, or pass the name of yours.'
+        )
     if columns and rows.num_rows == 0:
-        problems.add(where, "has no rows.")
+        problems.add(where, "has no rows. Add some, or leave this split out.")
     return not missing and rows.num_rows > 0
 
 

@@ -4,9 +4,10 @@
     memory.fits(predicted, 24)                       # GiB, or "cuda" for the device of this machine
     with memory.measure(model) as measured: ...      # or Trainer(..., callbacks=[memory.measure()])
 
-A prediction needs no weights and no GPU. It builds the model with shapes only (torch's fake tensors), trains it for two
-real steps and adds up the storages that are alive. Nothing is estimated by a formula, so whatever the libraries do is
-in the sum. A measurement on a CPU is the same sum over real tensors; on CUDA the peak is the allocator's.
+A prediction needs no weights and no GPU. It builds the model with shapes only (torch's fake tensors), runs the passes
+of one step and two steps of the optimizer, and adds up the storages that are alive; the passes of the second step are
+those of the first, beside the optimizer's state. No formula estimates a size: all are of tensors that the libraries
+make. A measurement on a CPU is the same sum over real tensors; on CUDA the peak is the allocator's.
 
 From top to bottom: predict; the model without values; its optimizers (a new one goes there); its training; measure;
 fits; the ledger, which predictions and measurements share; texts.
@@ -107,7 +108,8 @@ def predict(
     `BitsAndBytesConfig` (the model is then prepared by peft's `prepare_model_for_kbit_training`). `batch` and `length`
     are rows and tokens of one forward pass, `target_length` the tokens of the labels of an encoder-decoder. `dtype` is
     that of the weights (the configuration's, or fp32), `autocast` that of mixed precision: two different things.
-    `padding=False`: no row is padded, so no attention mask is needed. `optim`, `activation_checkpointing`
+    `task` is one of `TASKS` (if not given: peft's, the architecture's or the usual one); `padding=False`: no row is
+    padded, so no attention mask is needed. `optim`, `activation_checkpointing`
     and `gradient_accumulation_steps` are as in `TrainingArguments`. `device` says whose operators to take: "cuda" or
     "cpu". `ValueError` for what cannot be built or trained.
 
@@ -132,7 +134,7 @@ def predict(
     task = _task(config, task, peft)
     dtype, autocast = _dtype(dtype or config.dtype or "float32"), _dtype(autocast)
     network = _build(config, task, dtype, attn_implementation, peft, quantization_config)
-    _check_length(network, config, length, peft)
+    _check_length(network, config, max(length, target_length or 0), peft)
     operators = _Operators(device, autocast)
     if activation_checkpointing:
         network.activation_checkpointing_enable(operators.checkpointing())
@@ -322,7 +324,7 @@ def _check_length(network, config, length, peft):
 
 
 def _fill(network, dtype):
-    """Shapes become fake tensors on the device, tied ones stay tied; 4-bit weights get their constants."""
+    """Shapes become fake tensors of a CPU (see `_Operators`); tied ones stay tied, 4-bit ones get their constants."""
     filled, four_bit = {}, {id(module.weight): module for module in _four_bit(network)}
 
     def fake(old):
@@ -378,7 +380,7 @@ def _count(network):
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
-# ---- Its optimizer: what the Trainer makes for a name; a new one is a line in the table ------------------------------
+# ---- Its optimizer: what the Trainer makes for a name (not paged ones: their state is no tensor of torch) -----
 
 
 def _adamw_8bit(parameters, network):
@@ -388,14 +390,15 @@ def _adamw_8bit(parameters, network):
     embeddings = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
     usual = optimizer.get_config
 
-    def get_config(group, index, settings):  # the Trainer has the state of embeddings kept in 32 bits
+    def get_config(group_index, index, group):  # the Trainer has the state of embeddings kept in 32 bits
         in_full = {"optim_bits": 32} if id(parameters[index]) in embeddings else {}
-        return usual(group, index, settings) | in_full
+        return usual(group_index, index, group) | in_full
 
     optimizer.get_config = get_config
     return optimizer
 
 
+# A new one is a line here. `widgets`, `preflight` and `new` offer all of them.
 OPTIMIZER_MAKERS = {  # name: function of the trained parameters, the model and whether a GPU is asked about
     "adamw_torch_fused": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, fused=True),
     "adamw_torch": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, foreach=cuda),  # torch's own choices
@@ -426,7 +429,7 @@ def _inputs(config, task, batch, length, target_length, padding):
 
 
 def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch):
-    """Two optimizer steps, as any training loop does them; the second one's passes are taken from the first one's."""
+    """Forward and backward passes for one step, then two optimizer steps; `repeat` enters the passes of the second."""
     ledger = watch.ledger
     for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
         with operators.mixed_precision():
@@ -703,12 +706,11 @@ def smallest_change(predict, capacity_gib, *, batch, length, accumulation=1, che
 
     `predict` is a function of a change (a dict) that returns the `Prediction` of the settings with this change; a
     `ValueError` from it means that this change is not possible (such as QLoRA on a model without linear layers), any
-    other exception ends the search and reaches the caller. The changes are tried in this order, each keeping those
-    before it: the same rows per step in smaller batches with more accumulation
-    `{"batch": n, "gradient_accumulation_steps": m}`, then `checkpointing` (the change that turns gradient
-    checkpointing on, such as `{"activation_checkpointing": True}`; None where it is on already), then each of
-    `methods` in turn, with and without checkpointing, then shorter rows `{"length": n}` down to 64 tokens. Of the
-    batch sizes of one level the largest that fits is taken.
+    other exception ends the search and reaches the caller. The changes are tried in this order: the same rows per step
+    in smaller batches with more accumulation, `{"batch": n, "gradient_accumulation_steps": m}`; the same with
+    `checkpointing` (the change that turns gradient checkpointing on, such as `{"activation_checkpointing": True}`; None
+    where it is on already); each of `methods` alone, then with checkpointing; shorter rows `{"length": n}`, down to 64
+    tokens, with each method. Smaller batches are tried with every one of these, and the largest that fits is taken.
 
     Returns `(change, prediction, tried)`; `change` and `prediction` are None when nothing that was tried fits.
     `tried` is a list of {"change", "peak_gib", "answer"}.
@@ -750,7 +752,8 @@ def _levels(length, checkpointing, methods):
         if checkpointing:
             yield method | checkpointing
     while (length := length // 2) >= SHORTEST:
-        yield (methods[-1] if methods else {}) | checkpointing | {"length": length}
+        for method in methods or ({},):
+            yield method | checkpointing | {"length": length}
 
 
 def _smaller_batches(batch, accumulation):
@@ -763,8 +766,9 @@ def _smaller_batches(batch, accumulation):
 def _lighter_methods(settings):
     """LoRA and QLoRA as arguments of `predict`, as far as the settings are not there already."""
     methods, lora = [], {}
+    task = _task(configuration(settings["model"]), settings["task"], settings["peft"])
+    heads = ["classifier", "score"] if task in ("SEQ_CLS", "TOKEN_CLS") else None  # trained, so not 4-bit
     if settings["peft"] is None:
-        task = _task(configuration(settings["model"]), settings["task"], None)
         task = task if task in MODEL_TYPE_TO_PEFT_MODEL_MAPPING else None
         lora = {"peft": LoraConfig(task_type=task, target_modules="all-linear")}
         methods.append(lora)
@@ -772,6 +776,7 @@ def _lighter_methods(settings):
         four_bit = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=_dtype(settings["autocast"] or settings["dtype"] or "bfloat16"),
+            llm_int8_skip_modules=heads,
         )  # fmt: skip
         methods.append(lora | {"quantization_config": four_bit})
     return methods

@@ -397,7 +397,7 @@ def _memory(train, config, longest):
                 dtype="bfloat16" if "peft" in config else "float32",
                 autocast="bfloat16",
                 activation_checkpointing=bool(training.get("activation_checkpointing")),
-                optim=training["optim"] if training["optim"] in memory.OPTIMIZERS else memory.OPTIMIZERS[0],
+                optim=training["optim"] if training["optim"] in memory.OPTIMIZERS else "adamw_torch_fused",
                 device=device,
             )
         except Exception as error:  # whatever the libraries raise when a method does not fit a model

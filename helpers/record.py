@@ -79,7 +79,9 @@ def load(path):
         return _read(path)
     files = sorted(path.glob("*.json"), key=_natural)
     if not files:
-        raise FileNotFoundError(f"{path} holds no records (*.json). Run the cell that saves them, with RERUN = True.")
+        raise FileNotFoundError(
+            f"{path} holds no records (*.json). Save some with record.save, or run the notebook with RERUN = True."
+        )
     return [_read(file) for file in files]
 
 
@@ -130,7 +132,7 @@ def _without_folders(text, name):
     if not LOCAL_PATH.search(text):
         return text
     last = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
-    if LOCAL_PATH.match(text) and not text.startswith((" ", "'", '"')) and last:
+    if LOCAL_PATH.match(text) and not text.startswith((" ", "'", '"')) and last and len(LOCAL_PATH.findall(text)) == 1:
         return last
     raise ValueError(f'{name} names a path of this machine: "{text}". Pass the last part only: Path(...).name.')
 

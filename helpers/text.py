@@ -99,7 +99,7 @@ def _limit(tokenizer, max_length):
 
 @dataclass
 class Lengths:
-    """Token counts before truncation, and the share of padding in the batches of three ways to pad; see `lengths`.
+    """Token counts, and the share of each batch that is padding for three ways to pad; see `lengths`.
 
     >>> Lengths(np.array([4, 8]), 16, 2, 0, {"to max_length": 0.625}).table.loc["to max_length"].tolist()
     [32.0, 0.625]
@@ -135,7 +135,8 @@ class Lengths:
 def lengths(dataset, tokenizer=None, *, text="text", max_length=512, batch_size=16, seed=0):
     """Counts tokens, truncated rows and padding, for three ways to make batches of these rows.
 
-    Without a tokenizer the data set has to be tokenised already. "Grouped by length" is the Trainer's
+    Without a tokenizer the data set has to be tokenised already; rows that `tokenize` has cut count as cut rows do.
+    "Grouped by length" is the Trainer's
     `train_sampling_strategy="group_by_length"`: shuffled, sorted within a quarter of the rows at a time, or within 50
     batches where that is less, and the longest row swapped to the front.
 
@@ -186,8 +187,8 @@ def tokenize_chat(dataset, tokenizer, *, max_length=None, too_long="error"):
     """Turns conversations into token ids, with labels on the assistant's turns and -100 on all other tokens.
 
     The tokenizer's own chat template writes them, the same that `apply_chat_template` uses when the model is asked, so
-    there is one begin token. An answer is what it adds to the conversation before it; where the template writes the
-    earlier turns in another way then, its `{% generation %}` marks say where the answers are. The token that ends an
+    there is exactly one begin token. An answer is the text that the template adds for it. Where the template rewrites
+    earlier turns when an answer follows, its `{% generation %}` marks say where the answers are. The token that ends an
     answer counts too: from it the model learns to stop. Returns `input_ids`, `attention_mask`, `labels`, `length`;
     nothing is padded: `DataCollatorForSeq2Seq(tokenizer)` pads a batch, labels with -100. `max_length` never cuts an
     answer: longer rows are an error, or left out by `too_long="drop"` (compare `num_rows`).
@@ -341,11 +342,12 @@ def _split_examples(problems, where, rows, columns, encode, limit, too_long):
     )
     if long and (too_long == "error" or len(long) == rows.num_rows):
         counts = ", ".join(map(str, list(long.values())[: data.SHOWN])) + (", ..." if len(long) > data.SHOWN else "")
+        cure = ', or drop the rows with too_long="drop"' if too_long == "error" else ": no row would be left"
         for row in long:
             problems.add(
                 where,
                 f"{counts} tokens, where {limit} are allowed, so the end would be cut off. Raise max_length (as far as "
-                'the model takes it), shorten the texts, or drop the rows with too_long="drop".',
+                f"the model takes it) or shorten the texts{cure}.",
                 row,
             )
     return examples.select([i for i in range(rows.num_rows) if i + 1 not in long]) if long else examples

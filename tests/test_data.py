@@ -384,7 +384,7 @@ def test_splits_are_checked_together():
         lambda: data.check(splits),
         "train, test: 2 problems",
         'test, row 3: label "bb" is not one of a, b, the labels of train',
-        "test, row 2: the same text is in train (row 2 there)",
+        "test, row 2: the same text is in train (the first is row 2 there)",
         "data.without_overlaps",
         'duplicates="ignore"',
     )
@@ -522,3 +522,47 @@ def test_class_balance_and_label_maps():
     assert data.label_maps(rows)["id2label"] == {0: "a", 1: "b", 2: "never"}
     refused(lambda: data.label_maps(texts("a")), "no classes yet", "data.check")
     refused(lambda: data.class_balance(rows, label="lable"), 'no column "lable"', "closest: label")
+
+
+def test_each_leaked_row_is_named_and_the_first_one_has_its_twin():
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+    with pytest.raises(
+        data.DataError, match=r"test, rows 1, 2: the same text is in train \(the first is row 1 there\)"
+    ):
+        data.check({"train": rows, "test": rows})
+
+
+def test_a_column_with_too_many_values_has_no_balance():
+    rows = Dataset.from_dict({"label": [str(i) for i in range(20_000)]})
+    with pytest.raises(data.DataError, match="more than 10,000 different values"):
+        data.class_balance(rows)
+
+
+def test_one_dataset_has_no_overlaps_to_drop():
+    with pytest.raises(data.DataError, match="a dict of splits"):
+        data.without_overlaps(Dataset.from_dict({"text": ["a"], "label": ["b"]}))
+
+
+def test_the_training_split_may_have_another_name():
+    splits = {name: Dataset.from_dict({"text": ["Good!"]}) for name in ("training", "test")}
+    assert data.overlaps(splits).leaks == 1
+
+
+def test_values_without_a_common_type_are_an_error_of_the_data(tmp_path):
+    file = tmp_path / "r.jsonl"
+    file.write_text('{"x": 1152921504606846977}\n{"x": 0.5}\n')
+    with pytest.raises(data.DataError, match=r"r\.jsonl, row"):
+        data.read(file)
+
+
+@pytest.mark.parametrize("check", [data.check, data.check_tokens])
+def test_an_unknown_way_with_duplicates_is_refused(check):
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+    with pytest.raises(data.DataError, match='"error" or "ignore"'):
+        check({"train": rows, "test": rows}, duplicates="drop")
+
+
+def test_a_misspelt_label_column_does_not_split_without_classes():
+    rows = Dataset.from_dict({"text": [f"text {i}" for i in range(20)], "label": ["a", "b"] * 10})
+    with pytest.raises(data.DataError, match='no column "lable"'):
+        data.split(rows, label="lable")

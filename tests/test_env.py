@@ -74,7 +74,7 @@ def test_model_by_folder_below_home(models, tmp_path, monkeypatch):
     [
         (
             "tiny-encodr",
-            r'no model "tiny-encodr": data/models has tiny-decoder, tiny-encoder, pip .*\(closest: tiny-encoder\)\.',
+            r'no model "tiny-encodr": data/models has tiny-decoder, tiny-encoder, pip .*closest: tiny-encoder\)\.',
         ),
         (
             "zzz",

@@ -610,3 +610,14 @@ def test_nothing_to_quantise_is_said():
     skip_all = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=names)
     with pytest.raises(ValueError, match="BertForSequenceClassification has nothing to quantise"):
         memory.predict(BERT, **SMALL, peft=peft.LoraConfig(), quantization_config=skip_all)
+
+
+def test_shorter_rows_are_tried_with_a_method_that_is_possible():
+    def predict(change):
+        if change.get("method") == "impossible":
+            raise ValueError("not possible")
+        return memory.Prediction(change.get("length", 512) * 2**20, {}, "step", device="cpu")
+
+    methods = [{"method": "LoRA"}, {"method": "impossible"}]
+    change, prediction, _ = memory.smallest_change(predict, 0.3, batch=1, length=512, methods=methods)
+    assert (change, prediction.peak) == ({"method": "LoRA", "length": 256}, 256 * 2**20)

@@ -293,3 +293,8 @@ def test_summarise_over_seeds():
     assert first == pytest.approx(expected)
     assert second == {"rate": 1e-3, "n": 1, "mean": 0.5, "sd": None, "lowest": 0.5, "highest": 0.5, "failed": 1}
     assert "failed" not in record.summarise(runs[:3], by=["settings.rate"], metric="metrics.accuracy")
+
+
+def test_a_text_that_begins_with_one_path_of_several_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="names a path of this machine"):
+        record.save(tmp_path, "run", settings={"note": "/data/a.csv and /data/b.csv"}, metrics={})
