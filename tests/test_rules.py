@@ -84,9 +84,9 @@ def test_only_lines_of_code_are_counted(source, lines):
 
 
 def test_a_package_of_one_line_too_many_is_caught():
-    half = "x = 1\n" * (MOST_LINES // 2)
-    assert not too_large({"a": half, "b": half})
-    assert len(too_large({"a": half, "b": f"{half}y = 1\n"})) == 1
+    full = {"a": "x = 1\n" * MOST_LINES, "b": '"""Documents."""\n'}
+    assert too_large(full) == []
+    assert len(too_large(full | {"c": "y = 1\n"})) == 1
 
 
 # ---- helpers: the arrows -------------------------------------------------------------------------------------------
