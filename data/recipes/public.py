@@ -241,10 +241,6 @@ def saved(folder, name):
     return (folder / f"{name}.json").exists()
 
 
-def metric_of(name):
-    return "f1" if SETS[name][1] == "tags" else "accuracy"
-
-
 def sweep(options):
     """Rates on one seed, from the middle outward so that a run that is broken off has said the most."""
     for rows in options.rows:
