@@ -297,7 +297,9 @@ def recommend(model, method="full", rows=None, classes=None):
     epochs = max(3, min(100, math.ceil(steps / math.ceil(rows / batch)))) if rows else 3
     why = f"rate {rate:g}: width {width}, {method}"
     if epochs > 3:
-        why += f"; {epochs} epochs: {rows:,} rows" + (f" and {classes} classes" * bool(classes)) + f" need {steps} steps"
+        why += (
+            f"; {epochs} epochs: {rows:,} rows" + (f" and {classes} classes" * bool(classes)) + f" need {steps} steps"
+        )
     return {"learning_rate": rate, "epochs": epochs, "warmup_ratio": 0.1, "batch_size": batch, "why": why}
 
 

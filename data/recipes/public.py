@@ -1,14 +1,17 @@
-"""Reference runs on public data: which learning rate a real model wants, and what it reaches.
+"""Reference runs on public data: which settings a model wants, and what it reaches with those of `env.recommend`.
 
-    python data/recipes/public.py sweep --data FOLDER    # rates on one seed, scored on validation rows only
+    python data/recipes/public.py sweep --data FOLDER    # rates around the recommended: seed 0, validation rows only
+    python data/recipes/public.py final --data FOLDER    # the recommended setting: seeds 1 to 3, test rows scored once
 
 FOLDER holds one folder a set with train, validation and test (CSV or JSON Lines); without --data the sets are read from
-the Hub. A point whose record is there is not run again, so the command goes on where it was broken off. Records hold
-figures only, never a row of the data: `hits` is one bit a row (1 = right) in hexadecimal, so that two runs can be
-compared row by row.
+the Hub. A point whose record is there is not run again, so the command goes on where it was broken off. PLAN is what is
+to be run, the most telling first; --sets, --models, --methods and --rows take a part of it, --rates and --epochs add a
+point. Records hold figures only, never a row of the data: `rows` has what was right in each row, so that two
+runs can be compared row by row.
 """
 
 import argparse
+import functools
 import math
 import random
 import sys
@@ -17,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import env, record
+from helpers import env, generate, record, text
 
 RESULTS = env.DATA / "results" / "public"
 SETS = {  # name: (Hub id, task, columns of the input and of the target)
@@ -25,18 +28,39 @@ SETS = {  # name: (Hub id, task, columns of the input and of the target)
     "movie_sentences": ("cornell-movie-review-data/rotten_tomatoes", "classes", "sentence", "opinion"),
     "clinc150": ("clinc/clinc_oos", "classes", "query", "intent"),
     "wnut17": ("leondz/wnut_17", "tags", "tokens", "tags"),
+    "e2e": ("GEM/e2e_nlg", "texts", "facts", "sentence"),
 }
-RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3), "lora": (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)}
-BATCH = 16
+PLAN = [  # set, rows of the training (None: all), model, method, multiples of the recommended rate to try
+    ("movie_sentences", 300, "minilm", "full", (1, 0.5, 2)),
+    ("clinc150", 1000, "minilm", "full", (1, 2, 0.5)),
+    ("wnut17", 1000, "minilm", "full", (1, 2, 0.5)),
+    ("ag_news", 300, "minilm", "full", (1, 0.5, 2)),
+    ("clinc150", None, "minilm", "full", (1, 2)),
+    ("movie_sentences", 1000, "minilm", "full", (1, 0.5, 2)),
+    ("e2e", 500, "smollm2", "lora", (1,)),
+    ("movie_sentences", 300, "minilm", "lora", (1, 0.5, 2)),
+    ("movie_sentences", 1000, "tiny-encoder", "full", (1, 0.5, 2)),
+    ("movie_sentences", 100, "minilm", "full", (1, 0.5, 2)),
+    ("ag_news", 100, "minilm", "full", (1, 0.5, 2)),
+    ("wnut17", 300, "minilm", "full", (1, 2)),
+    ("wnut17", None, "minilm", "full", (1, 2)),
+    ("ag_news", 1000, "minilm", "full", (1, 0.5, 2)),
+    ("movie_sentences", None, "minilm", "full", (1, 0.5)),
+    ("ag_news", None, "minilm", "full", (1, 0.5)),
+    ("clinc150", 1000, "minilm", "lora", (1, 0.5, 2)),
+    ("wnut17", 1000, "minilm", "lora", (1, 0.5)),
+    ("ag_news", 1000, "minilm", "lora", (1, 0.5)),
+    ("clinc150", 300, "minilm", "full", (1, 2)),
+    ("clinc150", 100, "minilm", "full", (1,)),
+    ("wnut17", 100, "minilm", "full", (1, 2)),
+    ("e2e", 500, "smollm2", "lora", (0.5, 2)),
+]
 LENGTH = 128
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)  # of the final runs; the sweep has seed 0
+GENERATED = 100  # rows for which texts are written
 
 
-def steps_for(rows):
-    """Three epochs, and at least 400 steps: a small file needs more passes."""
-    return max(400, math.ceil(3 * rows / BATCH))
-
-
+@functools.cache
 def read(name, folder):
     """{split: Dataset} with the columns `x` and `y`, labels as class numbers; and the names of the classes."""
     import datasets
@@ -49,6 +73,8 @@ def read(name, folder):
     else:
         splits = datasets.load_dataset(hub)
     splits = splits.select_columns([x, y]).rename_columns({x: "x", y: "y"})
+    if task == "texts":
+        return splits, []
     values = splits["train"]["y"][:]
     names = sorted({tag for tags in values for tag in tags} if task == "tags" else set(values))
     number = {label: i for i, label in enumerate(names)}
@@ -81,25 +107,27 @@ def tokenized(rows, tokenizer, task):
     return rows.map(tags if task == "tags" else classes, batched=True, remove_columns=rows.column_names)
 
 
-def hexadecimal(hits):
-    return f"{int(''.join('01'[bool(hit)] for hit in hits), 2):0{math.ceil(len(hits) / 4)}x}"
+def chosen(splits, rows, seed):
+    """The rows of the training: as many as wanted, other ones for each seed."""
+    train = splits["train"]
+    return train.select(random.Random(seed).sample(range(len(train)), min(rows or len(train), len(train))))
 
 
 def scores(task, predictions, references, names):
-    """Accuracy and macro F1 with a bit a row, or entity F1 (seqeval, strict)."""
+    """The scores, and what they are made of in each row: 1 for a right class, or the entities right, said and there."""
     if task == "classes":
         from sklearn.metrics import f1_score
 
         hits = predictions == references
         found = {"accuracy": float(hits.mean()), "f1_macro": float(f1_score(references, predictions, average="macro"))}
-        return found | {"predicted_classes": len(set(predictions.tolist()))}, hexadecimal(hits)
+        return found | {"predicted_classes": len(set(predictions.tolist()))}, "".join("01"[int(hit)] for hit in hits)
     from seqeval.metrics import f1_score
-    from seqeval.scheme import IOB2
+    from seqeval.scheme import IOB2, Entities
 
-    said = [[names[i] for i in row] for row in predictions]
-    right = [[names[i] for i in row] for row in references]
-    found = {"f1": float(f1_score(right, said, mode="strict", scheme=IOB2))}
-    return found, hexadecimal([one == other for one, other in zip(said, right, strict=True)])
+    said, right = ([[names[i] for i in row] for row in rows] for rows in (predictions, references))
+    entities = [[{e.to_tuple()[1:] for e in row} for row in Entities(rows, IOB2).entities] for rows in (said, right)]
+    counts = [[len(one & other), len(one), len(other)] for one, other in zip(*entities, strict=True)]
+    return {"f1": float(f1_score(right, said, mode="strict", scheme=IOB2))}, counts
 
 
 def adapt(model, method, task):
@@ -108,39 +136,44 @@ def adapt(model, method, task):
 
     if method == "full":
         return model
-    kind = "TOKEN_CLS" if task == "tags" else "SEQ_CLS"
-    config = peft.LoraConfig(task_type=kind, r=8, lora_alpha=16, lora_dropout=0.1, target_modules="all-linear")
+    kind = {"tags": "TOKEN_CLS", "classes": "SEQ_CLS", "texts": "CAUSAL_LM"}[task]
+    head = {"exclude_modules": ["classifier"]} if task == "tags" else {}  # it is trained whole, as for classes
+    config = peft.LoraConfig(task_type=kind, r=8, lora_alpha=16, lora_dropout=0.1, target_modules="all-linear", **head)
     return peft.get_peft_model(model, config)
 
 
-def run(name, splits, names, model_name, method, rows, rate, seed, parts):
-    """Trains once; returns settings, metrics, hits and the curve."""
+def predict(model, examples, collator):
+    """The most likely class of each row (of each word that has a label), in the order of the rows."""
+    import torch
+
+    order, said = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"])), {}
+    model.eval()
+    for start in range(0, len(order), 64):
+        numbers = order[start : start + 64]
+        batch = collator([examples[i] for i in numbers]).to(model.device)
+        labels = batch.pop("labels")
+        with torch.inference_mode():
+            best = model(**batch).logits.argmax(-1)
+        pairs = zip(best.cpu().numpy(), labels.cpu().numpy(), strict=True)
+        said |= dict(zip(numbers, [row[there != -100] if row.ndim else row for row, there in pairs], strict=True))
+    said = [said[i] for i in range(len(examples))]
+    return said if said[0].ndim else np.array(said)
+
+
+def arguments(recommended, rate, epochs, rows, seed):
     import torch
     import transformers
 
-    task, path = SETS[name][1], env.model_path(model_name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    order = random.Random(seed).sample(range(len(splits["train"])), min(rows, len(splits["train"])))
-    examples = {part: tokenized(splits[part], tokenizer, task) for part in parts}
-    train = tokenized(splits["train"].select(order), tokenizer, task)
-    transformers.set_seed(seed)
-    auto = (
-        transformers.AutoModelForTokenClassification
-        if task == "tags"
-        else transformers.AutoModelForSequenceClassification
-    )
-    model = adapt(auto.from_pretrained(path, num_labels=len(names), dtype=torch.float32), method, task)
-    steps = steps_for(len(train))
-    args = transformers.TrainingArguments(
+    steps = epochs * math.ceil(rows / recommended["batch_size"])
+    return transformers.TrainingArguments(
         output_dir=env.fresh_folder("public"),
         learning_rate=rate,
         max_steps=steps,
-        warmup_steps=0.1,
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=64,
+        warmup_steps=recommended["warmup_ratio"],
+        per_device_train_batch_size=recommended["batch_size"],
         weight_decay=0.01,
-        eval_strategy="steps",
-        eval_steps=math.ceil(steps / 4),
+        train_sampling_strategy="group_by_length",
+        optim="adamw_torch",
         logging_steps=math.ceil(steps / 20),
         save_strategy="no",
         report_to="none",
@@ -148,55 +181,84 @@ def run(name, splits, names, model_name, method, rows, rate, seed, parts):
         seed=seed,
         use_cpu=not torch.cuda.is_available(),
     )
-    collator = (
-        transformers.DataCollatorForTokenClassification if task == "tags" else transformers.DataCollatorWithPadding
-    )(tokenizer)
 
-    def compute(evaluation):
-        predictions, labels = evaluation.predictions, evaluation.label_ids
-        if task == "tags":
-            predictions = [row[label != -100] for row, label in zip(predictions, labels, strict=True)]
-            labels = [row[row != -100] for row in labels]
-        compute.last = scores(task, predictions, labels, names)
-        return compute.last[0]
 
-    trainer = transformers.Trainer(
-        model,
-        args,
-        train_dataset=train,
-        eval_dataset=examples["validation"],
-        data_collator=collator,
-        compute_metrics=compute,
-        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-    )
+def run(name, splits, names, model_name, method, train, rate, epochs, seed, parts):
+    """Trains once; returns the record's fields."""
+    import torch
+    import transformers
+
+    task, path = SETS[name][1], env.model_path(model_name)
+    classes = len(names) if task == "classes" else None
+    recommended = env.recommend(model_name, method, len(train), classes)
+    rate, epochs = rate or recommended["learning_rate"], epochs or recommended["epochs"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    transformers.set_seed(seed)
+    kind = {"tags": "TokenClassification", "classes": "SequenceClassification", "texts": "CausalLM"}[task]
+    options = {"num_labels": len(names)} if names else {}
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(path, dtype=torch.float32, **options)
+    model = adapt(model, method, task)
+    args, metrics, rows = arguments(recommended, rate, epochs, len(train), seed), {}, {}
+    if task == "texts":
+        collator = transformers.DataCollatorForSeq2Seq(tokenizer)
+        examples = text.tokenize_chat(train.map(as_chat, remove_columns=train.column_names), tokenizer)
+        for part in parts:
+            metrics[f"{part}_untuned"], rows[f"{part}_untuned"] = written(model, tokenizer, splits[part])
+    else:
+        tags = task == "tags"
+        collator = (transformers.DataCollatorForTokenClassification if tags else transformers.DataCollatorWithPadding)(
+            tokenizer
+        )
+        examples = tokenized(train, tokenizer, task)
+    trainer = transformers.Trainer(model, args, train_dataset=examples, data_collator=collator)
     trainer.remove_callback(transformers.PrinterCallback)
     started = time.monotonic()
     trainer.train()
-    seconds, metrics, hits = time.monotonic() - started, {}, {}
+    seconds = time.monotonic() - started
     for part in parts:
-        compute_result = trainer.predict(examples[part]).metrics
-        found, hits[part] = compute.last
-        metrics[part] = found | {"loss": compute_result["test_loss"]}
+        if task == "texts":
+            metrics[part], rows[part] = written(model, tokenizer, splits[part])
+            continue
+        said = predict(model, tokenized(splits[part], tokenizer, task), collator)
+        references = splits[part]["y"][:]
+        if task == "tags":  # words that were cut off count as wrong: nothing was said of them
+            said = [[*row, *[names.index("O")] * (len(right) - len(row))] for row, right in zip(said, references)]  # noqa: B905
+        metrics[part], rows[part] = scores(task, said, np.array(references) if task == "classes" else references, names)
     settings = {
         "set": name, "model": model_name, "method": method, "rows": len(train), "learning_rate": rate, "seed": seed,
-        "steps": steps, "batch": BATCH, "max_length": LENGTH, "classes": len(names), "warmup": 0.1,
-        "weight_decay": 0.01, "weights": "from Q4_1" if str(path).endswith("from-Q4_1") else "as published",
+        "epochs": epochs, "steps": args.max_steps, "batch": recommended["batch_size"], "max_length": LENGTH,
+        "classes": len(names), "warmup": recommended["warmup_ratio"], "weight_decay": 0.01,
+        "weights": "from Q4_1" if str(path).endswith("from-Q4_1") else "as published",
     }  # fmt: skip
-    curve = [
-        {k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k}
-        for row in trainer.state.log_history
-    ]
-    return settings, metrics, hits, curve, seconds
+    curve = [{k: round(log[k], 4) for k in ("step", "loss")} for log in trainer.state.log_history if "loss" in log]
+    return {"settings": settings, "metrics": metrics, "rows": rows, "curve": curve, "seconds": round(seconds)}
 
 
-def word_counts(splits, names, rows, seed, parts):
+def as_chat(row):
+    question = f"Write one sentence about a restaurant from these facts. {row['x']}"
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": row["y"]}]}
+
+
+def written(model, tokenizer, rows):
+    """BLEU and ROUGE-L of what the model writes, and what BLEU sums and ROUGE-L averages for each row."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+    rows = rows.select(range(min(GENERATED, len(rows))))
+    answers = generate.texts(model, tokenizer, [as_chat(row)["messages"] for row in rows], batch_size=25)
+    right, bleu, rouge = rows["y"][:], BLEU(), RougeScorer(["rougeL"])
+    f1 = [rouge.score(one, other)["rougeL"].fmeasure for one, other in zip(right, answers, strict=True)]
+    counts = bleu._extract_corpus_statistics(answers, [right])
+    found = {"bleu": bleu.corpus_score(answers, [right]).score, "rougeL": float(np.mean(f1))}
+    return found, [[*map(int, row), round(score, 4)] for row, score in zip(counts, f1, strict=True)]
+
+
+def word_counts(splits, names, train, parts):
     """TF-IDF of words and pairs, logistic regression; its strength is chosen on validation rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    order = random.Random(seed).sample(range(len(splits["train"])), min(rows, len(splits["train"])))
-    train = splits["train"].select(order)
     x = {part: splits[part]["x"][:] for part in {*parts, "validation"}}
     y = {part: np.array(splits[part]["y"][:]) for part in x}
     fitted = []
@@ -210,13 +272,12 @@ def word_counts(splits, names, rows, seed, parts):
     return {part: one for part, (one, _) in found.items()}, {part: bits for part, (_, bits) in found.items()}
 
 
-def word_list(splits, names, rows, seed, parts):
+def word_list(splits, names, train, parts):
     """Each word gets its most frequent tag in the training rows, "O" if it was never seen; I after O becomes B."""
     from collections import Counter, defaultdict
 
-    order = random.Random(seed).sample(range(len(splits["train"])), min(rows, len(splits["train"])))
     counts = defaultdict(Counter)
-    for row in splits["train"].select(order):
+    for row in train:
         for word, tag in zip(row["x"], row["y"], strict=True):
             counts[word.lower()][tag] += 1
     usual = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
@@ -232,55 +293,70 @@ def word_list(splits, names, rows, seed, parts):
     return found, hits
 
 
-def baseline(name, splits, names, rows, seed, parts):
-    kind = word_list if SETS[name][1] == "tags" else word_counts
-    return kind(splits, names, rows, seed, parts)
+def rounded(metrics):
+    return {part: {key: round(value, 3) for key, value in found.items()} for part, found in metrics.items()}
 
 
-def saved(folder, name):
+def exists(folder, name):
     return (folder / f"{name}.json").exists()
 
 
-def sweep(options):
-    """Rates on one seed, from the middle outward so that a run that is broken off has said the most."""
-    for rows in options.rows:
-        for name in options.sets:
-            splits, names = read(name, options.data)
-            folder = RESULTS / name
-            label = f"baseline-{rows}-0"
-            if not saved(folder, label):
-                metrics, hits = baseline(name, splits, names, rows, 0, ["validation"])
-                settings = {"set": name, "method": "baseline", "rows": rows, "seed": 0}
-                record.save(folder, label, settings=settings, metrics=metrics, hits=hits, versions=env.versions())
-            for method in options.methods:
-                for rate in options.rates or RATES[method]:
-                    one = f"{options.model}-{method}-{rows}-{rate:g}-0"
-                    if saved(folder, one):
-                        continue
-                    settings, metrics, hits, curve, seconds = run(
-                        name, splits, names, options.model, method, rows, rate, 0, ["validation"]
-                    )
-                    record.save(
-                        folder, one, settings=settings, metrics=metrics, hits=hits, curve=curve, seconds=seconds,
-                        machine=env.machine(), versions=env.versions(),
-                    )  # fmt: skip
-                    print(
-                        one, {k: round(v, 3) for k, v in metrics["validation"].items()}, f"{seconds:.0f} s", flush=True
-                    )
+def baseline(name, splits, names, train, seed, parts):
+    """The record of word counts or the word list for these rows, if it is not there yet."""
+    task, folder, label = SETS[name][1], RESULTS / name, f"baseline-{len(train)}-{seed}"
+    if task == "texts" or exists(folder, label):
+        return
+    metrics, rows = (word_list if task == "tags" else word_counts)(splits, names, train, parts)
+    settings = {"set": name, "method": "baseline", "rows": len(train), "seed": seed}
+    record.save(folder, label, settings=settings, metrics=metrics, rows=rows, versions=env.versions())
+    print(
+        name, label, {part: {k: round(v, 3) for k, v in found.items()} for part, found in metrics.items()}, flush=True
+    )
+
+
+def point(options, name, rows, model, method, rate, epochs, seed, parts):
+    """Runs one point and its baseline, if their records are not there."""
+    splits, names = read(name, options.data)
+    train = chosen(splits, rows, seed)
+    baseline(name, splits, names, train, seed, parts)
+    classes = len(names) if SETS[name][1] == "classes" else None
+    recommended = env.recommend(model, method, len(train), classes)
+    epochs = epochs or recommended["epochs"]
+    rate = float(f"{rate(recommended['learning_rate']):.2g}")
+    label = f"{model}-{method}-{len(train)}-{rate:g}-{epochs}-{seed}"
+    if exists(RESULTS / name, label):
+        return
+    fields = run(name, splits, names, model, method, train, rate, epochs, seed, parts)
+    record.save(RESULTS / name, label, **fields, machine=env.machine(), versions=env.versions())
+    steps, seconds = fields["settings"]["steps"], fields["seconds"]
+    print(name, label, f"{steps} steps, {seconds} s", rounded(fields["metrics"]), flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["sweep"])
+    parser.add_argument("command", choices=["sweep", "final"])
     parser.add_argument("--data", help="a folder with the sets; left out: the Hub")
-    parser.add_argument("--model", default="minilm")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--rows", nargs="+", type=int, default=[1000])
-    parser.add_argument("--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"])
-    parser.add_argument("--rates", nargs="+", type=float)
+    for option, column in (("--sets", 0), ("--models", 2), ("--methods", 3)):
+        parser.add_argument(option, nargs="+", choices=sorted({row[column] for row in PLAN}))
+    parser.add_argument("--rows", nargs="+", type=int, help="0 stands for all")
+    parser.add_argument("--rates", nargs="+", type=float, help="instead of the plan's")
+    parser.add_argument("--epochs", type=int, help="instead of the recommended ones")
+    parser.add_argument("--seeds", nargs="+", type=int)
     options = parser.parse_args()
     env.quiet()
-    sweep(options)
+    wanted = [options.sets, options.rows, options.models, options.methods]
+    for name, rows, model, method, multiples in PLAN:
+        if not all(
+            not some or value in some for value, some in zip((name, rows or 0, model, method), wanted, strict=True)
+        ):
+            continue
+        if options.command == "final":
+            for seed in options.seeds or SEEDS:
+                point(options, name, rows, model, method, lambda rate: rate, None, seed, ["validation", "test"])
+            continue
+        for one in options.rates or multiples:
+            rate = (lambda rate, one=one: one) if options.rates else (lambda rate, one=one: one * rate)
+            point(options, name, rows, model, method, rate, options.epochs, 0, ["validation"])
 
 
 if __name__ == "__main__":
