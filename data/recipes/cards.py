@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+import public
+
 from helpers import data, metrics, record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -183,6 +185,8 @@ TABLES = {
     "seq2seq-scores": lambda: writer_scores("seq2seq"),
     "four-bit": four_bit,
     "adapters": adapter_scores,
+    "public-sweep": lambda: public.table("validation", (0,)),
+    "public-test": lambda: public.table("test", public.SEEDS),
     **{f"{kind}-curve": lambda kind=kind: curve(f"tiny-{kind}") for kind in MODELS},
     **{f"{kind}-facts": lambda kind=kind: facts(f"tiny-{kind}") for kind in MODELS},
 }

@@ -332,6 +332,116 @@ def point(options, name, rows, model, method, rate, epochs, seed, parts):
     print(name, label, f"{steps} steps, {seconds} s", rounded(fields["metrics"]), flush=True)
 
 
+def summed(task, rows):
+    """The score from what is right in the rows, for the first metric of the task: draws x rows x counts -> draws."""
+    if task == "classes":
+        return rows.mean(1)[:, 0]
+    sums = rows.sum(1)
+    if task == "tags":
+        right, said, there = sums.T
+        return 2 * right / np.maximum(said + there, 1)
+    from sacrebleu.metrics import BLEU
+
+    return np.array([
+        BLEU.compute_bleu(one[2:6].tolist(), one[6:10].tolist(), int(one[0]), int(one[1])).score / 100 for one in sums
+    ])  # fmt: skip
+
+
+def ahead(task, runs, others, draws=1000):
+    """How far runs are ahead of others on the same rows, in points: the mean over seeds and its 95 % interval.
+
+    Each side has one entry a seed: what was right in each row. Rows and seeds are drawn with replacement.
+    """
+    sides = [
+        [np.array([np.atleast_1d(row) for row in run], float) for run in map(counts, side)] for side in (runs, others)
+    ]
+    rng, seeds, rows = np.random.default_rng(0), len(runs), len(sides[0][0])
+    picks = np.vstack([np.arange(rows), rng.integers(rows, size=(draws, rows))])
+    gains = np.array([summed(task, one[picks]) - summed(task, two[picks]) for one, two in zip(*sides, strict=True)])
+    middle, *drawn = [gains[:, 0].mean(), *(row[rng.integers(seeds, size=seeds)].mean() for row in gains[:, 1:].T)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{100 * middle:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def counts(rows):
+    return list(map(int, rows)) if isinstance(rows, str) else rows
+
+
+def recorded():
+    """{(set, rows, model, method): its runs}, each with the record of its baseline."""
+    places = {}
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        runs = record.load(folder)
+        baselines = {
+            (run["settings"]["rows"], run["settings"]["seed"]): run
+            for run in runs
+            if run["settings"]["method"] == "baseline"
+        }
+        for run in runs:
+            settings = run["settings"]
+            if settings["method"] == "baseline":
+                continue
+            key = (settings["set"], settings["rows"], settings["model"], settings["method"])
+            run["baseline"] = baselines.get((settings["rows"], settings["seed"]))
+            places.setdefault(key, []).append(run)
+    return places
+
+
+def is_recommended(run):
+    settings = run["settings"]
+    classes = settings["classes"] if SETS[settings["set"]][1] == "classes" else None
+    wanted = env.recommend(settings["model"], settings["method"], settings["rows"], classes)
+    return (settings["learning_rate"], settings["epochs"]) == (wanted["learning_rate"], wanted["epochs"])
+
+
+def first(run, part):
+    """The first metric of the task, 0 to 1."""
+    found, task = run["metrics"][part], SETS[run["settings"]["set"]][1]
+    return {"classes": found.get("accuracy"), "tags": found.get("f1"), "texts": found.get("bleu", 0) / 100}[task]
+
+
+def rival(run):
+    """What a run has to beat: word counts or the word list on the same rows, for texts the untuned model."""
+    if SETS[run["settings"]["set"]][1] != "texts":
+        return run["baseline"]
+    untuned = {
+        key: {part.removesuffix("_untuned"): found for part, found in run[key].items() if part.endswith("_untuned")}
+        for key in ("metrics", "rows")
+    }
+    return run | untuned
+
+
+METRICS = {"classes": "accuracy", "tags": "entity F1", "texts": "BLEU / 100"}
+
+
+def table(part, seeds):
+    """What was measured at the recommended setting, beside the baseline and (on validation) the best of the sweep."""
+    lines = []
+    for (name, rows, model, method), runs in sorted(recorded().items()):
+        task = SETS[name][1]
+        ours = [
+            run for run in runs if is_recommended(run) and run["settings"]["seed"] in seeds and part in run["metrics"]
+        ]
+        if not ours:
+            continue
+        rivals = [rival(run) for run in ours]
+        line = {"set": name, "metric": METRICS[task], "training rows": f"{rows:,}", "model": f"{model}, {method}",
+                "rate": f"{ours[0]['settings']['learning_rate']:g}", "steps": ours[0]["settings"]["steps"],
+                "baseline": f"{np.mean([first(run, part) for run in rivals]):.3f}",
+                "recommended": f"{np.mean([first(run, part) for run in ours]):.3f}"}  # fmt: skip
+        sides = ([run["rows"][part] for run in side] for side in (ours, rivals))
+        line["ahead, points"] = ahead(task, *sides)
+        if seeds == (0,):
+            best = max((run for run in runs if run["settings"]["seed"] == 0), key=lambda run: first(run, part))
+            line["best of the sweep"] = (
+                f"{first(best, part):.3f} at {best['settings']['learning_rate']:g} of {len(runs)}"
+            )
+        else:
+            line["seeds"] = len(ours)
+        lines.append(line)
+    return lines
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["sweep", "final"])
