@@ -244,3 +244,69 @@ def test_mended_four_bit_training_is_the_same_after_an_evaluation(mended):
 
 def test_four_bit_is_mended_once(mended):
     assert env.mend_four_bit() == []
+
+
+# ---- Settings to start from ------------------------------------------------------------------------------
+
+
+def of_width(folder, width, key="hidden_size"):
+    model = model_in(folder / f"{key}-{width}")
+    (model / "config.json").write_text(json.dumps({key: width}))
+    return str(model)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_wider_model_gets_no_higher_rate_and_none_beyond_the_bounds(tmp_path, method):
+    widths = [16, 128, 160, 256, 312, 384, 512, 576, 768, 1024, 2048, 4096, 16384]
+    rates = [env.recommend(of_width(tmp_path, width), method)["learning_rate"] for width in widths]
+    assert rates == sorted(rates, reverse=True)
+    assert len(set(rates)) > 6
+    times = 1 if method == "full" else 10
+    assert (rates[0], rates[-1]) == (pytest.approx(1e-3 * times), pytest.approx(2e-5 * times))
+
+
+@pytest.mark.parametrize(
+    ("width", "full", "lora"),
+    [(384, 2e-4, 2e-3), (768, 5e-5, 5e-4), (1024, 3e-5, 3e-4), (4096, 2e-5, 2e-4)],
+)
+def test_rates_are_those_that_others_found(tmp_path, width, full, lora):
+    """BERT's authors: 2e-5 to 5e-5 at width 768. LoRA's: 4e-4 to 5e-4 at 768, 2e-4 to 4e-4 at 1,024; QLoRA's 2e-4."""
+    model = of_width(tmp_path, width)
+    assert env.recommend(model)["learning_rate"] == full
+    assert env.recommend(model, "lora")["learning_rate"] == lora
+
+
+def test_few_rows_and_many_classes_get_more_epochs():
+    rows = [1, 10, 100, 300, 1000, 3000, 10_000, 1_000_000]
+    epochs = [env.recommend("tiny-encoder", rows=n, classes=2)["epochs"] for n in rows]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[-1] == env.recommend("tiny-encoder")["epochs"] == 3
+    by_classes = [env.recommend("tiny-encoder", rows=1000, classes=n)["epochs"] for n in (None, 2, 10, 77, 150)]
+    assert by_classes == sorted(by_classes)
+    assert by_classes[-1] > by_classes[1]
+
+
+@pytest.mark.parametrize("rows", [100, 300, 1000, 4000])
+def test_there_are_enough_steps(rows):
+    settings = env.recommend("tiny-encoder", rows=rows, classes=20)
+    assert settings["epochs"] * -(-rows // settings["batch_size"]) >= 200 + 6 * 20
+    assert ("need 320 steps" in settings["why"]) == (settings["epochs"] > 3)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "d_model", "n_embd", "dim"])
+def test_the_width_of_any_configuration(tmp_path, key):
+    assert env.recommend(of_width(tmp_path, 1024, key))["learning_rate"] == 3e-5
+
+
+def test_the_width_of_a_model_of_texts_and_images(tmp_path):
+    model = model_in(tmp_path / "both")
+    (model / "config.json").write_text(json.dumps({"text_config": {"hidden_size": 384}, "vision_config": {}}))
+    assert env.recommend(model)["learning_rate"] == 2e-4
+    (model / "config.json").write_text("{}")
+    assert env.recommend(model)["learning_rate"] == 5e-5  # says nothing: taken as 768
+
+
+def test_recommend_reads_a_file_and_loads_no_torch():
+    code = "import sys; from helpers import env; env.recommend('tiny-encoder'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -347,24 +347,23 @@ def summed(task, rows):
     ])  # fmt: skip
 
 
+def outcomes(rows):
+    """What a record says of its rows, as numbers: rows x counts."""
+    return np.array([[int(row)] if isinstance(row, str) else row for row in rows], float)
+
+
 def ahead(task, runs, others, draws=1000):
     """How far runs are ahead of others on the same rows, in points: the mean over seeds and its 95 % interval.
 
     Each side has one entry a seed: what was right in each row. Rows and seeds are drawn with replacement.
     """
-    sides = [
-        [np.array([np.atleast_1d(row) for row in run], float) for run in map(counts, side)] for side in (runs, others)
-    ]
-    rng, seeds, rows = np.random.default_rng(0), len(runs), len(sides[0][0])
+    pairs = [(outcomes(one), outcomes(two)) for one, two in zip(runs, others, strict=True)]
+    rng, rows = np.random.default_rng(0), len(pairs[0][0])
     picks = np.vstack([np.arange(rows), rng.integers(rows, size=(draws, rows))])
-    gains = np.array([summed(task, one[picks]) - summed(task, two[picks]) for one, two in zip(*sides, strict=True)])
-    middle, *drawn = [gains[:, 0].mean(), *(row[rng.integers(seeds, size=seeds)].mean() for row in gains[:, 1:].T)]
+    gains = 100 * np.array([summed(task, one[picks]) - summed(task, two[picks]) for one, two in pairs])
+    drawn = [row[rng.integers(len(pairs), size=len(pairs))].mean() for row in gains[:, 1:].T]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return f"{100 * middle:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def counts(rows):
-    return list(map(int, rows)) if isinstance(rows, str) else rows
+    return f"{gains[:, 0].mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def recorded():

@@ -1,0 +1,85 @@
+"""The runs on public data are complete, and `env.recommend` lies inside what they measured and near the best of it."""
+
+import json
+
+import public
+import pytest
+
+from helpers import env, record
+
+RUNS = [run for runs in public.recorded().values() for run in runs]
+PLACES = list(public.recorded().items())
+SIZES = {  # rows of validation and test as the sets are
+    "ag_news": (600, 3000),
+    "movie_sentences": (600, 2000),
+    "clinc150": (3000, 4500),
+    "wnut17": (1009, 1287),
+    "e2e": (public.GENERATED, public.GENERATED),
+}
+
+
+def test_there_are_runs():
+    assert {run["settings"]["set"] for run in RUNS} >= {"movie_sentences", "clinc150"}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=[f"{run['settings']['set']}-{run['name']}" for run in RUNS])
+def test_a_record_is_complete_and_its_rows_give_its_score(run):
+    settings, task = run["settings"], public.SETS[run["settings"]["set"]][1]
+    name = "{model}-{method}-{rows}-{learning_rate:g}-{epochs:g}-{seed}".format(**settings)
+    assert run["name"] == name
+    assert {"seconds", "machine", "versions", "curve"} <= set(run)
+    assert run["curve"][-1]["step"] <= settings["steps"]
+    assert set(run["metrics"]) == set(run["rows"])
+    for part, rows in run["rows"].items():
+        assert len(rows) == SIZES[settings["set"]]["test" in part]
+        again = public.summed(task, public.outcomes(rows)[None])[0]
+        assert again == pytest.approx(public.first(run, part), abs=1e-6)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=[f"{run['settings']['set']}-{run['name']}" for run in RUNS])
+def test_only_the_recommended_setting_saw_test_rows(run):
+    parts = {part.removesuffix("_untuned") for part in run["metrics"]}
+    assert parts == ({"validation"} if run["settings"]["seed"] == 0 else {"validation", "test"})
+
+
+def test_records_hold_no_text_of_the_data():
+    for path in public.RESULTS.rglob("*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        texts = [rows for rows in found["rows"].values() if isinstance(rows, str)]
+        assert all(set(rows) <= {"0", "1"} for rows in texts)
+        assert all(isinstance(n, int | float) for rows in found["rows"].values() if not isinstance(rows, str)
+                   for row in rows for n in row)  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "runs"), PLACES, ids=["-".join(map(str, key)) for key, _ in PLACES])
+def test_the_recommended_rate_is_near_the_best_that_was_measured(key, runs):
+    name, rows, model, method = key
+    swept = [run for run in runs if run["settings"]["seed"] == 0]
+    rates = [run["settings"]["learning_rate"] for run in swept]
+    chosen = [run for run in swept if public.is_recommended(run)]
+    classes = swept[0]["settings"]["classes"] if public.SETS[name][1] == "classes" else None
+    if len(set(rates)) < 2 or not chosen:
+        pytest.skip("not yet swept")
+    assert min(rates) <= env.recommend(model, method, rows, classes)["learning_rate"] <= max(rates)
+    best = max(public.first(run, "validation") for run in swept)
+    assert public.first(chosen[0], "validation") >= best - (0.03 if public.SETS[name][1] == "tags" else 0.02)
+
+
+def test_the_tiny_models_rate_is_near_the_best_of_their_sweeps():
+    scores = {}
+    for run in record.load(env.DATA / "results" / "01_classification" / "tiny-encoder"):
+        if run["name"].startswith("rate-pretrained"):
+            scores.setdefault(run["settings"]["learning_rate"], []).append(run["metrics"]["validation"])
+    means = {rate: sum(values) / len(values) for rate, values in scores.items()}
+    assert means[env.recommend("tiny-encoder")["learning_rate"]] >= max(means.values()) - 0.02
+
+
+def test_a_difference_and_its_interval():
+    same = public.ahead("classes", ["0110" * 50], ["0110" * 50])
+    assert same == "+0.0 [+0.0, +0.0]"
+    value, low, high = map(float, public.ahead("classes", ["1" * 80 + "0" * 20], ["1" * 60 + "0" * 40]).translate(
+        str.maketrans("[],", "   ")).split())  # fmt: skip
+    assert value == pytest.approx(20)
+    assert 10 < low < 20 < high < 30
+    counts = [[1, 1, 1], [0, 1, 1]] * 50
+    assert public.ahead("tags", [counts], [[[0, 0, 1]] * 100]).startswith("+50.0 [+")
