@@ -187,6 +187,7 @@ TABLES = {
     "adapters": adapter_scores,
     "public-sweep": lambda: public.table("validation", (0,)),
     "public-test": lambda: public.table("test", public.SEEDS),
+    "public-published": public.published,
     **{f"{kind}-curve": lambda kind=kind: curve(f"tiny-{kind}") for kind in MODELS},
     **{f"{kind}-facts": lambda kind=kind: facts(f"tiny-{kind}") for kind in MODELS},
 }

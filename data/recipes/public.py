@@ -12,6 +12,7 @@ runs can be compared row by row.
 
 import argparse
 import functools
+import json
 import math
 import random
 import sys
@@ -439,6 +440,12 @@ def table(part, seeds):
             line["seeds"] = len(ours)
         lines.append(line)
     return lines
+
+
+def published():
+    """What others reached on the whole sets, with the page that says so."""
+    rows = json.loads((RESULTS / "published.json").read_text(encoding="utf-8"))
+    return [row | {"source": f"[model card]({row['source']})"} for row in rows]
 
 
 def main():
