@@ -190,7 +190,7 @@ def run(name, splits, names, model_name, method, train, rate, epochs, seed, part
     import transformers
 
     task, path = SETS[name][1], env.model_path(model_name)
-    classes = len(names) if task == "classes" else None
+    classes = len(names) or None
     recommended = env.recommend(model_name, method, len(train), classes)
     rate, epochs = rate or recommended["learning_rate"], epochs or recommended["epochs"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
@@ -320,7 +320,7 @@ def point(options, name, rows, model, method, rate, epochs, seed, parts):
     splits, names = read(name, options.data)
     train = chosen(splits, rows, seed)
     baseline(name, splits, names, train, seed, parts)
-    classes = len(names) if SETS[name][1] == "classes" else None
+    classes = len(names) or None
     recommended = env.recommend(model, method, len(train), classes)
     epochs = epochs or recommended["epochs"]
     rate = float(f"{rate(recommended['learning_rate']):.2g}")
@@ -389,7 +389,7 @@ def recorded():
 
 def is_recommended(run):
     settings = run["settings"]
-    classes = settings["classes"] if SETS[settings["set"]][1] == "classes" else None
+    classes = settings["classes"] or None
     wanted = env.recommend(settings["model"], settings["method"], settings["rows"], classes)
     return (settings["learning_rate"], settings["epochs"]) == (wanted["learning_rate"], wanted["epochs"])
 
