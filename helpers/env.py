@@ -1,7 +1,9 @@
 """What this machine is, where models and outputs live, and quiet logs. `python -m helpers.env` prints the machine."""
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import logging
 import math
@@ -134,10 +136,8 @@ def mend_four_bit():
     faults, operator = [], torch.ops.bitsandbytes.dequantize_4bit
     weight = torch.tensor([1.0, 10.0, 100.0]).repeat_interleave(64)  # three blocks
     four_bit, state = functional.quantize_4bit(weight, quant_type="nf4")
-    by_shape = [
-        operator.default(four_bit, state.absmax, 64, "nf4", shape, weight.dtype).flatten()
-        for shape in ([3, 64], [2, 96])
-    ]
+    arguments = state.absmax, 64, "nf4"
+    by_shape = [operator.default(four_bit, *arguments, shape, weight.dtype).flatten() for shape in ([3, 64], [2, 96])]
     if not torch.equal(*by_shape):
 
         def flat(a, absmax, blocksize, quant_type, shape, dtype):
@@ -172,12 +172,9 @@ def model_path(model):
 
     Taught in notebooks/00_start_here.ipynb, "One dial".
     """
-    folder = DATA / "models" / str(model)
-    if (folder / "config.json").exists():
-        return str(folder)
-    folder = Path(model).expanduser()
-    if (folder / "config.json").exists():
-        return str(folder)
+    for folder in (DATA / "models" / str(model), Path(model).expanduser()):
+        if (folder / "config.json").exists():
+            return str(folder)
     if folder.is_dir():
         raise ModelNotFound(f"{folder} has no config.json, so no model. Pass the folder that save_pretrained wrote.")
     if model in PIP_MODELS:
@@ -316,14 +313,10 @@ def fresh_folder(name):
     """
     parent = Path(os.environ.get("HELPERS_RUNS", "runs")) / name
     taken = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()]
-    number = max(taken, default=0) + 1
-    while True:
-        folder = parent / f"{number:03d}"
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:  # another process took it
-            number += 1
+    for number in itertools.count(max(taken, default=0) + 1):
+        with contextlib.suppress(FileExistsError):  # another process took it
+            (parent / f"{number:03d}").mkdir(parents=True)
+            return parent / f"{number:03d}"
 
 
 def main():
