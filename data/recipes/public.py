@@ -394,9 +394,9 @@ def is_recommended(run):
     return (settings["learning_rate"], settings["epochs"]) == (wanted["learning_rate"], wanted["epochs"])
 
 
-def first(run, part):
+def first(run, part, task):
     """The first metric of the task, 0 to 1."""
-    found, task = run["metrics"][part], SETS[run["settings"]["set"]][1]
+    found = run["metrics"][part]
     return {"classes": found.get("accuracy"), "tags": found.get("f1"), "texts": found.get("bleu", 0) / 100}[task]
 
 
@@ -415,31 +415,33 @@ METRICS = {"classes": "accuracy", "tags": "entity F1", "texts": "BLEU / 100"}
 
 
 def table(part, seeds):
-    """What was measured at the recommended setting, beside the baseline and (on validation) the best of the sweep."""
+    """What the recommended setting reached, beside the baseline and (for seed 0) the best of all that was tried."""
     lines = []
     for (name, rows, model, method), runs in sorted(recorded().items()):
-        task = SETS[name][1]
-        ours = [
-            run for run in runs if is_recommended(run) and run["settings"]["seed"] in seeds and part in run["metrics"]
-        ]
-        if not ours:
+        task, runs = SETS[name][1], [run for run in runs if run["settings"]["seed"] in seeds and part in run["metrics"]]
+        ours = [run for run in runs if is_recommended(run)]
+        rivals = [rival(run) for run in ours or runs[:1]]
+        if not runs or None in rivals:
             continue
-        rivals = [rival(run) for run in ours]
         line = {"set": name, "metric": METRICS[task], "training rows": f"{rows:,}", "model": f"{model}, {method}",
-                "rate": f"{ours[0]['settings']['learning_rate']:g}", "steps": ours[0]["settings"]["steps"],
-                "baseline": f"{np.mean([first(run, part) for run in rivals]):.3f}",
-                "recommended": f"{np.mean([first(run, part) for run in ours]):.3f}"}  # fmt: skip
-        sides = ([run["rows"][part] for run in side] for side in (ours, rivals))
-        line["ahead, points"] = ahead(task, *sides)
+                "baseline": mean(rivals, part, task), "rate": None, "steps": None, "recommended": None,
+                "ahead, points": None}  # fmt: skip
+        if ours:
+            settings, sides = ours[0]["settings"], ([run["rows"][part] for run in side] for side in (ours, rivals))
+            line |= {"rate": f"{settings['learning_rate']:g}", "steps": settings["steps"]}
+            line |= {"recommended": mean(ours, part, task), "ahead, points": ahead(task, *sides)}
         if seeds == (0,):
-            best = max((run for run in runs if run["settings"]["seed"] == 0), key=lambda run: first(run, part))
-            line["best of the sweep"] = (
-                f"{first(best, part):.3f} at {best['settings']['learning_rate']:g} of {len(runs)}"
-            )
+            best = max(runs, key=lambda run: first(run, part, task))
+            at = "{learning_rate:g}, {steps} steps".format(**best["settings"])
+            line["best"] = f"{first(best, part, task):.3f} ({at}; {len(runs)} tried)"
         else:
             line["seeds"] = len(ours)
         lines.append(line)
     return lines
+
+
+def mean(runs, part, task):
+    return f"{np.mean([first(run, part, task) for run in runs]):.3f}"
 
 
 def published():
