@@ -75,6 +75,33 @@ def test_the_tiny_models_rate_is_near_the_best_of_their_sweeps():
     assert means[env.recommend("tiny-encoder")["learning_rate"]] >= max(means.values()) - 0.02
 
 
+@pytest.mark.parametrize("name", list(public.SETS))
+def test_a_set_reads_the_same_from_a_folder_and_from_the_hub(name, tmp_path, monkeypatch):
+    """The Hub is played: its columns have other names, and classes and tags are numbers with names."""
+    import datasets
+
+    _, task, columns, there = public.SETS[name]
+    y = {"classes": ["b", "a"], "tags": [["O", "B-x"], ["B-x", "I-x"]], "texts": ["one", "two"]}[task]
+    x = [["w", "v"], ["u", "w"]] if task == "tags" else ["first", "second"]
+    rows = datasets.Dataset.from_dict(dict(zip(columns, (x, y), strict=True)))
+    (tmp_path / name).mkdir()
+    for part in ("train", "validation", "test"):
+        rows.to_json(tmp_path / name / f"{part}.jsonl")
+    here, names = public.read.__wrapped__(name, tmp_path)
+    features = datasets.Features({"q": datasets.Value("int64"), there[0]: rows.features[columns[0]],
+                                  there[1]: rows.features[columns[1]]})  # fmt: skip
+    kinds = datasets.ClassLabel(names=["O", "B-x", "I-x"] if task == "tags" else ["a", "b"])
+    if task != "texts":
+        y = [kinds.str2int(value) for value in y]
+        features[there[1]] = datasets.List(kinds) if task == "tags" else kinds
+    hub = datasets.Dataset.from_dict({"q": [1, 2], there[0]: x, there[1]: y}, features=features)
+    loaded = datasets.DatasetDict(train=hub, validation=hub, test=hub)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **_: loaded)
+    splits, same = public.read.__wrapped__(name, None)
+    assert same == names
+    assert splits["test"].to_dict() == here["test"].to_dict()
+
+
 def test_a_difference_and_its_interval():
     same = public.ahead("classes", ["0110" * 50], ["0110" * 50])
     assert same == "+0.0 [+0.0, +0.0]"

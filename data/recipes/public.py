@@ -24,13 +24,19 @@ import numpy as np
 from helpers import env, generate, record, text
 
 RESULTS = env.DATA / "results" / "public"
-SETS = {  # name: (Hub id, task, columns of the input and of the target)
-    "ag_news": ("fancyzhx/ag_news", "classes", "text", "label"),
-    "movie_sentences": ("cornell-movie-review-data/rotten_tomatoes", "classes", "sentence", "opinion"),
-    "clinc150": ("clinc/clinc_oos", "classes", "query", "intent"),
-    "wnut17": ("leondz/wnut_17", "tags", "tokens", "tags"),
-    "e2e": ("GEM/e2e_nlg", "texts", "facts", "sentence"),
-}
+PARQUET = "refs/convert/parquet"  # the Hub's own conversion of sets that come as a script
+SETS = {  # name: (on the Hub, task, columns of the input and the target in a folder, and on the Hub)
+    "ag_news": ({"path": "fancyzhx/ag_news"}, "classes", ("text", "label"), ("text", "label")),
+    "movie_sentences": (
+        {"path": "cornell-movie-review-data/rotten_tomatoes"}, "classes", ("sentence", "opinion"), ("text", "label"),
+    ),
+    "clinc150": ({"path": "clinc/clinc_oos", "name": "plus"}, "classes", ("query", "intent"), ("text", "intent")),
+    "wnut17": ({"path": "leondz/wnut_17", "revision": PARQUET}, "tags", ("tokens", "tags"), ("tokens", "ner_tags")),
+    "e2e": (
+        {"path": "tuetschek/e2e_nlg", "revision": PARQUET}, "texts", ("facts", "sentence"),
+        ("meaning_representation", "human_reference"),
+    ),
+}  # fmt: skip
 PLAN = [  # set, rows of the training (None: all), model, method, multiples of the recommended rate to try
     ("movie_sentences", 300, "minilm", "full", (1, 0.5, 2)),
     ("clinc150", 1000, "minilm", "full", (1, 2, 0.5)),
@@ -66,24 +72,27 @@ def read(name, folder):
     """{split: Dataset} with the columns `x` and `y`, labels as class numbers; and the names of the classes."""
     import datasets
 
-    hub, task, x, y = SETS[name]
+    hub, task, columns, columns_there = SETS[name]
     if folder:
         files = {path.stem: str(path) for path in sorted((Path(folder) / name).iterdir())}
         kind = "csv" if next(iter(files.values())).endswith(".csv") else "json"
         splits = datasets.load_dataset(kind, data_files=files)
     else:
-        splits = datasets.load_dataset(hub)
-    splits = splits.select_columns([x, y]).rename_columns({x: "x", y: "y"})
+        splits, columns = datasets.load_dataset(**hub), columns_there
+    splits = splits.select_columns(list(columns)).rename_columns(dict(zip(columns, "xy", strict=True)))
     if task == "texts":
         return splits, []
-    values = splits["train"]["y"][:]
+    types = splits["train"].features.copy()
+    inner = types["y"].feature if task == "tags" else types["y"]
+    name_of = getattr(inner, "int2str", lambda value: value)  # the Hub has numbers with names
+    values = [name_of(value) for value in splits["train"]["y"]]
     names = sorted({tag for tags in values for tag in tags} if task == "tags" else set(values))
     number = {label: i for i, label in enumerate(names)}
 
     def encode(row):
-        return {"y": [number.get(tag, number["O"]) for tag in row["y"]] if task == "tags" else number[row["y"]]}
+        value = name_of(row["y"])
+        return {"y": [number.get(tag, number["O"]) for tag in value] if task == "tags" else number[value]}
 
-    types = splits["train"].features.copy()
     types["y"] = datasets.List(datasets.Value("int64")) if task == "tags" else datasets.Value("int64")
     return splits.map(encode, features=types), names
 
@@ -184,15 +193,12 @@ def arguments(recommended, rate, epochs, rows, seed):
     )
 
 
-def run(name, splits, names, model_name, method, train, rate, epochs, seed, parts):
+def run(name, splits, names, model_name, method, train, recommended, rate, epochs, seed, parts):
     """Trains once; returns the record's fields."""
     import torch
     import transformers
 
     task, path = SETS[name][1], env.model_path(model_name)
-    classes = len(names) or None
-    recommended = env.recommend(model_name, method, len(train), classes)
-    rate, epochs = rate or recommended["learning_rate"], epochs or recommended["epochs"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     transformers.set_seed(seed)
     kind = {"tags": "TokenClassification", "classes": "SequenceClassification", "texts": "CausalLM"}[task]
@@ -320,14 +326,13 @@ def point(options, name, rows, model, method, rate, epochs, seed, parts):
     splits, names = read(name, options.data)
     train = chosen(splits, rows, seed)
     baseline(name, splits, names, train, seed, parts)
-    classes = len(names) or None
-    recommended = env.recommend(model, method, len(train), classes)
+    recommended = env.recommend(model, method, len(train), len(names) or None)
     epochs = epochs or recommended["epochs"]
     rate = float(f"{rate(recommended['learning_rate']):.2g}")
     label = f"{model}-{method}-{len(train)}-{rate:g}-{epochs}-{seed}"
     if exists(RESULTS / name, label):
         return
-    fields = run(name, splits, names, model, method, train, rate, epochs, seed, parts)
+    fields = run(name, splits, names, model, method, train, recommended, rate, epochs, seed, parts)
     record.save(RESULTS / name, label, **fields, machine=env.machine(), versions=env.versions())
     steps, seconds = fields["settings"]["steps"], fields["seconds"]
     print(name, label, f"{steps} steps, {seconds} s", rounded(fields["metrics"]), flush=True)
@@ -389,8 +394,7 @@ def recorded():
 
 def is_recommended(run):
     settings = run["settings"]
-    classes = settings["classes"] or None
-    wanted = env.recommend(settings["model"], settings["method"], settings["rows"], classes)
+    wanted = env.recommend(settings["model"], settings["method"], settings["rows"], settings["classes"] or None)
     return (settings["learning_rate"], settings["epochs"]) == (wanted["learning_rate"], wanted["epochs"])
 
 
