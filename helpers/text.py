@@ -12,6 +12,7 @@ import contextlib
 import functools
 import html
 import itertools
+import json
 import re
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def tokenize(dataset, tokenizer, *, text="text", label="label", max_length=None)
         encoded = tokenizer(*[batch[c] for c in columns], truncation=limit is not None, max_length=limit)
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    return data._each(dataset, lambda rows: _map_labelled(rows, encode, columns, label))
+    begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    return data._each(dataset, lambda rows: _map_labelled(rows, encode, columns, label, begins))
 
 
 def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length=None):
@@ -84,8 +86,8 @@ def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length
     return data._each(dataset, lambda rows: _map_labelled(rows, encode, [tokens], tags))
 
 
-def _map_labelled(rows, encode, columns, label):
-    """The encoded columns, with the labels under the name that the Trainer expects."""
+def _map_labelled(rows, encode, columns, label, begins=frozenset()):
+    """The encoded columns, with the labels under the name that the Trainer expects; no row begins twice."""
     data._single(rows, [*columns, *filter(None, [label])])
     selected = rows.with_format(None).select_columns([*columns, *filter(None, [label])])
     if label:
@@ -94,7 +96,19 @@ def _map_labelled(rows, encode, columns, label):
                 f'{data._file_name(rows)}: column "{label}" is text. Pass the data through data.check first.'
             )
         selected = selected.rename_column(label, "labels") if label != "labels" else selected
-    return data._map(selected, encode, remove_columns=columns)
+    problems, where = data.Problems(), data._file_name(rows)
+
+    def checked(batch, indices):
+        encoded = encode(batch)
+        for i, ids in zip(indices, encoded["input_ids"], strict=True):
+            if ids[:1] == ids[1:2] and begins.issuperset(ids[:1]):
+                what = "begins with two begin tokens: the text has one, and the tokenizer adds one"
+                problems.add(where, f"{what}. Take it out of the text; chats go to tokenize_chat.", i + 1)
+        return encoded
+
+    examples = data._map(selected, checked, remove_columns=columns, with_indices=True)
+    problems.raise_all(where)
+    return examples
 
 
 def _limit(tokenizer, max_length):
@@ -264,7 +278,8 @@ def _chat_examples(tokenizer, special, answers, batch):
     for row, messages in enumerate(batch["messages"]):
         ends = [end for end, message in enumerate(messages, 1) if message["role"] == "assistant"]
         for last in ends if answers == "each" else ends[-1:]:
-            chat = _Chat(tokenizer, special, messages[:last], batch["tools"][row] if "tools" in batch else None)
+            tools = batch["tools"][row] if "tools" in batch else None
+            chat = _Chat(tokenizer, special, list(map(_for_template, messages[:last])), tools or None)
             chats.append((row, chat))
             with _noted(problems, chat):
                 chat.write(ends if answers == "all" else [last])
@@ -286,6 +301,16 @@ def _noted(problems, key):
         yield
     except data.DataError as error:
         problems[key] = str(error)
+
+
+def _for_template(message):
+    """A message without nulls; the arguments of its calls are objects, which files in OpenAI's form have as text."""
+    message = {name: value for name, value in message.items() if value is not None}
+    calls = [dict(call, function=dict(call.get("function") or {})) for call in message.get("tool_calls", [])]
+    for call in calls:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return message | ({"tool_calls": calls} if calls else {})
 
 
 class _Chat:
