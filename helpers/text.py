@@ -364,8 +364,9 @@ class _Chat:
         for message in plain:
             message.pop("tool_calls", None)
         parts = {"tool calls": plain, "the answers of tools": self.without("tool")}
-        if self.messages[0]["content"].strip() not in self.whole:  # else it may be what the template has by default
-            parts["the system's message"] = self.without("system")
+        if self.messages[0]["role"] == "system":  # changed, as a template may have the same text by default
+            changed = self.messages[0] | {"content": self.messages[0]["content"] + "."}
+            parts["the system's message"] = [changed, *self.messages[1:]]
         lost = [part for part, fewer in parts.items() if fewer != self.messages and self.writes(fewer) == self.whole]
         if self.tools and self.writes(self.messages, tools=None) == self.whole:
             lost.append("the list of tools")
@@ -413,7 +414,7 @@ class _Chat:
             raise data.DataError(MASKED if turn == asked else ENDLESS)
         content = (self.messages[number - 1].get("content") or "").strip()
         heading = turn[len(asked) :].partition(content)[0].strip() if content else ""
-        if heading and asked == self.writes(self.messages[: number - 1]):
+        if heading and (self.writes(self.messages[: number - 1]) or "").startswith(asked):
             raise data.DataError(NO_PROMPT)
         if self.tokenizer.convert_ids_to_tokens(alone[end - 1]) in content:
             raise data.DataError(END_INSIDE)
