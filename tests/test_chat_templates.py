@@ -71,7 +71,8 @@ GEMMA = (
 QWEN_3 = (
     "{% set seen = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}"
     "{% set seen.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
-    "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.index0 > seen.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'assistant' and loop.index0 > seen.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
     "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
