@@ -196,12 +196,10 @@ def test_a_prompt_does_not_begin_twice(tokenizer, ending):
     written = tokenizer.apply_chat_template(talk("a"), tokenize=False, add_generation_prompt=True)
     refused(lambda: generate.texts(model, tokenizer, [written]), "prompt 1 begins with <|begin|>", "chat template")
     begins = with_template(tokenizer, None)
+    assert len(generate.texts(model, begins, ["<|begin|>lamp"], max_new_tokens=1)) == 1, "there once"
     pieces = [("<|begin|>", begins.bos_token_id)]
-    before = begins.backend_tokenizer.post_processor
     begins.backend_tokenizer.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=pieces)
     refused(lambda: generate.texts(model, begins, ["lamp", "<|begin|>lamp"]), "prompt 2 begins", "the tokenizer writes")
-    begins.backend_tokenizer.post_processor = before
-    assert len(generate.texts(model, begins, ["<|begin|>lamp"], max_new_tokens=1)) == 1, "there once"
 
 
 def test_a_row_with_tools_is_a_prompt(tokenizer):
