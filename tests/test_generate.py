@@ -191,12 +191,11 @@ def test_a_prompt_that_the_template_refuses_is_named(tokenizer):
     refused(lambda: generate.texts(model, broken, ["a"]), "prompt 1: ", "division by zero", "or the template")
 
 
-def test_a_prompt_does_not_begin_twice(tokenizer, ending):
+def test_a_prompt_does_not_begin_twice(tokenizer):
     model = tiny_llama(tokenizer)
     written = tokenizer.apply_chat_template(talk("a"), tokenize=False, add_generation_prompt=True)
     refused(lambda: generate.texts(model, tokenizer, [written]), "prompt 1 begins with <|begin|>", "chat template")
-    begins = with_template(tokenizer, None)
-    assert len(generate.texts(model, begins, ["<|begin|>lamp"], max_new_tokens=1)) == 1, "there once"
+    begins = with_template(tokenizer, None)  # a base model's, which writes the begin token itself
     pieces = [("<|begin|>", begins.bos_token_id)]
     begins.backend_tokenizer.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=pieces)
     refused(lambda: generate.texts(model, begins, ["lamp", "<|begin|>lamp"]), "prompt 2 begins", "the tokenizer writes")
