@@ -10,6 +10,7 @@ decoders are padded on the left, prompts go through the chat template that train
 """
 
 import contextlib
+import json
 import warnings
 
 from helpers import record
@@ -20,10 +21,10 @@ SHOWN = 60  # characters of a cell of a table
 def texts(model, tokenizer, prompts, *, batch_size=16, return_stopped=False, **generation):
     """What the model writes for each prompt, as a list of texts in the same order.
 
-    A prompt is a text, or a list of messages; an assistant's message at its end, the reference, is left off. A decoder
-    whose tokenizer has a chat template gets the prompt through it, others get a text as it is. Greedy, and at most 48
-    new tokens, unless `generation` says otherwise: it goes to `model.generate`. With `return_stopped` also a list of
-    bool: whether the model ended its text itself, before `max_new_tokens` did.
+    A prompt is a text, a list of messages, or a row with `messages` and `tools`; an assistant's message at its end, the
+    reference, is left off. A decoder whose tokenizer has a chat template gets the prompt through it, others get a text
+    as it is. Greedy, and at most 48 new tokens, unless `generation` says otherwise: it goes to `model.generate`. With
+    `return_stopped` also a list of bool: whether the model ended its text itself, before `max_new_tokens` did.
 
     The tokenizer and the model's training mode stay as they were. Raises `ValueError` for what is no prompt.
 
@@ -86,17 +87,50 @@ def _undisturbed(model):
 
 def _ids(model, tokenizer, prompt, number):
     """The token ids of one prompt."""
+    prompt, tools = (prompt.get("messages"), prompt.get("tools")) if isinstance(prompt, dict) else (prompt, None)
     if not prompt or not (isinstance(prompt, str) or all(isinstance(message, dict) for message in prompt)):
         raise ValueError(f"prompt {number} is {prompt!r}. A text, or a list of messages, is expected.")
-    if tokenizer.chat_template and not model.config.is_encoder_decoder:
+    through_template = tokenizer.chat_template and not model.config.is_encoder_decoder
+    if through_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         if not messages:
             raise ValueError(f"prompt {number} holds an answer only. A message of the user is expected before it.")
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    if not isinstance(prompt, str):
+        ids = _asked(tokenizer, messages, tools, number)
+    elif not isinstance(prompt, str):
         raise ValueError(f"prompt {number} is a list of messages, but there is no chat template. Pass a text.")
-    return tokenizer(prompt)["input_ids"]
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    begin = tokenizer.added_tokens_decoder.get(next(iter(ids), None))
+    if begin and begin.special and str(prompt).startswith(begin.content) and (through_template or ids[1:2] == ids[:1]):
+        writer = "chat template" if through_template else "tokenizer"
+        raise ValueError(
+            f"prompt {number} begins with {begin.content}, and the {writer} writes that too: it would be there twice. "
+            "Pass the messages, or the text alone."
+        )
+    return ids
+
+
+def _calls(message):
+    """The tool calls of a message with objects for arguments, which files in OpenAI's form have as text."""
+    calls = [dict(call, function=dict(call.get("function") or {})) for call in message.get("tool_calls") or []]
+    for call in calls:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return {"tool_calls": calls} if calls else {}
+
+
+def _asked(tokenizer, messages, tools, number):
+    """The token ids of messages as the chat template writes them, up to where the answer begins."""
+    messages = [message | _calls(message) for message in messages]
+    try:
+        return tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)["input_ids"]
+    except Exception as error:  # a template is a program: it can raise whatever it likes
+        cure = "Change the messages, or the template."
+        if messages[0]["role"] == "system":
+            cure = "If it has no system role, put that message's text at the start of the user's first message."
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"prompt {number}: the chat template refuses it ({reason}). {cure}") from None
 
 
 def _generated(model, tokenizer, inputs, generation):
@@ -182,7 +216,8 @@ def compare(prompts, references, **answers):
 def _question(prompt):
     if isinstance(prompt, str):
         return prompt
-    return [message["content"] for message in prompt if message["role"] == "user"][-1]
+    messages = prompt["messages"] if isinstance(prompt, dict) else prompt
+    return [message["content"] for message in messages if message["role"] == "user"][-1]
 
 
 def _short(text):

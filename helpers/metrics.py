@@ -9,8 +9,10 @@ tags "entity_precision", "entity_recall", "entity_f1". As in scikit-learn, an av
 the references or in the predictions, and a score that would divide by zero is 0.
 
 For texts there are "exact_match", "token_f1", "rouge1", "rouge2", "rougeL" (means over rows, 0 to 1; a row with several
-references counts its best one) and "bleu", "chrf" (of all texts together, 0 to 100). They give the numbers of the SQuAD
-v1.1 script, of rouge_score without stemming, which sees only the letters a-z and digits, and of sacrebleu.
+references counts its best one) and "bleu", "chrf" (of all texts together, 0 to 100). For English they give the numbers
+of the SQuAD v1.1 script, of rouge_score without stemming, and of sacrebleu. Those scripts know the letters a-z only, so
+here letters are those of any script, and where words have no blanks between them (Chinese, Japanese, Thai) each letter
+is a word. sacrebleu's BLEU does not cut such texts: take "chrf" there.
 """
 
 import functools
@@ -18,9 +20,11 @@ import math
 import re
 import string
 import tempfile
+import unicodedata
 from collections import Counter
 from difflib import get_close_matches
 from itertools import zip_longest
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +35,14 @@ ENTITY_METRICS = tuple(f"entity_{kind}" for kind in KINDS)
 CORPUS_METRICS = ("bleu", "chrf")  # of all texts together, not a mean over rows
 TEXT_METRICS = ("exact_match", "token_f1", "rouge1", "rouge2", "rougeL", *CORPUS_METRICS)
 METRICS = CLASS_METRICS + ENTITY_METRICS + TEXT_METRICS
-PUNCTUATION = str.maketrans("", "", string.punctuation)  # takes it out of a text; ASCII only, as in SQuAD's script
-TO_TEXT = 'Pass the text alone, ids through tokenizer.batch_decode(ids, skip_special_tokens=True), no answer as "".'
+# Letters of scripts without blanks between words, each with its marks; and what is neither letter nor symbol: SQuAD's
+# punctuation is that of ASCII, to which comes that of other scripts, but not “ ” – of Latin, which its script keeps.
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}&&\p{L}]\p{M}*"
+PUNCTUATION = rf"[{re.escape(string.punctuation)}]|[\p{{P}}--[\x00-\u036f\u2000-\u206f]]"
+TO_TEXT = (
+    'Pass the text alone, no answer as "". In a Trainer metrics.for_texts(tokenizer) decodes ids; elsewhere fill their '
+    "-100 first: tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)."
+)
 IGNORED = -100  # the label of a token that has none, in every library
 
 
@@ -329,8 +339,8 @@ def perplexity(total_loss, n_tokens):
 def for_trainer(*names):
     """A `compute_metrics` for sequence classification; accuracy and f1_macro unless you name others.
 
-    Takes logits (also as the first of a tuple) or, after `keep_argmax` class ids. The names get no prefix here: the
-    Trainer adds `eval_`.
+    Takes logits (also as the first of a tuple) or, after `keep_argmax` class ids. Rows with the label -100 do not
+    count. The names get no prefix here: the Trainer adds `eval_`.
 
     >>> from transformers import EvalPrediction
     >>> compute_metrics = for_trainer("accuracy")
@@ -345,6 +355,8 @@ def for_trainer(*names):
 
     def compute_metrics(evaluation):
         predictions, references = _class_ids(evaluation)
+        if references.ndim == 1:
+            predictions, references = predictions[references != IGNORED], references[references != IGNORED]
         return {name: score(name, predictions, references) for name in names}
 
     return compute_metrics
@@ -373,6 +385,44 @@ def for_tokens(names):
         return _entity_scores(*sides)
 
     return compute_metrics
+
+
+def for_texts(tokenizer, *names):
+    """A `compute_metrics` for texts; exact_match and rougeL unless you name others.
+
+    For an encoder-decoder in a `Seq2SeqTrainer` with `predict_with_generate=True`, which fills the ids of shorter rows,
+    of labels and of answers, with -100: these, padding and the other special tokens are left out. A decoder's trainer
+    predicts each token after the right ones, which is no text: score what `generate.texts` writes.
+
+    >>> from transformers import AutoTokenizer, EvalPrediction
+    >>> from helpers import env
+    >>> tokenizer = AutoTokenizer.from_pretrained(env.model_path("tiny-encoder"))
+    >>> ids = tokenizer(["a red door", "blue"], padding=True, return_tensors="np")["input_ids"]
+    >>> labels = np.where(ids == tokenizer.pad_token_id, -100, ids)
+    >>> for_texts(tokenizer, "exact_match")(EvalPrediction(predictions=ids, label_ids=labels))
+    {'exact_match': 1.0}
+    """
+    names = names or ("exact_match", "rougeL")
+    for name in names:
+        _known(name, TEXT_METRICS)
+
+    def compute_metrics(evaluation):
+        sides = [_decoded(tokenizer, ids) for ids in (evaluation.predictions, evaluation.label_ids)]
+        return {name: score(name, *sides) for name in names}
+
+    return compute_metrics
+
+
+def _decoded(tokenizer, ids):
+    """The texts of rows of token ids, which may come in batches; ids below 0 are filled in."""
+    parts = ids[0] if isinstance(ids, tuple) else _listed(ids) if ids is None else ids
+    rows = [row for part in parts for row in np.atleast_2d(part)]
+    if any(row.size and row.dtype.kind not in "iu" for row in rows):
+        raise ValueError(
+            "these are no token ids, but numbers with fractions, such as logits. Take a Seq2SeqTrainer with "
+            "predict_with_generate=True; for a decoder score the texts of generate.texts."
+        )
+    return [tokenizer.decode(row[row >= 0].astype(int), skip_special_tokens=True).strip() for row in rows]
 
 
 def keep_argmax(logits, labels):
@@ -470,14 +520,29 @@ def _comparison(metric):
         return _token_f1
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer([metric], use_stemmer=False)
+    scorer = RougeScorer([metric], tokenizer=SimpleNamespace(tokenize=_letters))
     return lambda text, reference: scorer.score(reference, text)[metric].fmeasure
 
 
 def _words(text):
     """The words of a text as the SQuAD v1.1 script sees them: "It's the U.S." has two, "its" and "us"."""
-    text = text.lower().translate(PUNCTUATION)  # first, so that "the," is an article
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+    import regex
+
+    text = regex.sub(PUNCTUATION, "", _same_letters(text), flags=regex.V1)  # first, so that "the," is an article
+    text = re.sub(r"\b(a|an|the)\b", " ", text)
+    return regex.sub(f"({UNSPACED})", r" \1 ", text, flags=regex.V1).split()
+
+
+def _letters(text):
+    """The words of a text as rouge_score sees them, in any script: runs of letters and digits, and each emoji."""
+    import regex
+
+    word = rf"(?:(?!{UNSPACED})[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d])+"
+    return regex.findall(rf"{UNSPACED}|{word}|\p{{So}}", _same_letters(text), flags=regex.V1)
+
+
+def _same_letters(text):
+    return unicodedata.normalize("NFC", text.lower())  # an accent may be part of its letter, or a sign of its own
 
 
 def _token_f1(text, reference):
@@ -527,10 +592,12 @@ def _rows(predictions, references):
 
 def _classes(predictions, references):
     predictions, references = _rows(predictions, references)
-    kinds = [{_kind(value) for value in side[:1000]} for side in (predictions, references)]
-    if odd := set.union(*kinds) & {"fraction", "list"}:
-        names = " and a ".join(odd)
-        raise ValueError(f'a row has a {names} where one class belongs. Pass logits.argmax(-1); for tags, "entity_f1".')
+    kinds = [{_kind(value) for value in side} for side in (predictions, references)]
+    if odd := set.union(*kinds) & {"fraction", "list", "missing value"}:
+        raise ValueError(
+            f"a row has a {' and a '.join(sorted(odd))} where one class belongs. Pass logits.argmax(-1), and no rows "
+            'without a label; for tags take metrics.for_tokens or "entity_f1", for generated ids metrics.for_texts.'
+        )
     if kinds[0] != kinds[1]:
         names = [" and ".join(sorted(side)) for side in kinds]
         raise ValueError(f"predictions are {names[0]}, references {names[1]}. Pass ids for both, or names for both.")
@@ -540,6 +607,8 @@ def _classes(predictions, references):
 def _kind(value):
     if isinstance(value, (list, tuple, np.ndarray)):
         return "list"
+    if value is None or value != value:  # NaN
+        return "missing value"
     if isinstance(value, (float, np.floating)) and value != int(value):
         return "fraction"
     return "text" if isinstance(value, str) else "numbers"
@@ -552,6 +621,10 @@ def _tags(predictions, references):
             raise ValueError(f"sentence {number}: {predicted!r:.30} and {true!r:.30} are not two lists of tags.")
         if len(predicted) != len(true):
             raise ValueError(f"sentence {number}: {len(predicted)} predicted tags but {len(true)} reference tags.")
+        for tag in dict.fromkeys([*predicted, *true]):
+            if not re.fullmatch(r"O|[BIES](-.+)?", str(tag)):
+                cure = "Entities are scored by the tags O, B-X and I-X: see data.check_tokens. Else take accuracy."
+                raise ValueError(f'sentence {number}: the tag "{tag}" is of no entity. {cure}')
     return predictions, references
 
 

@@ -8,17 +8,24 @@ Nothing is padded here: the collators of `transformers` pad each batch to its ow
 `helpers.data` the examples stay on disk, and whatever is wrong is a `DataError` that names the rows.
 """
 
+import contextlib
 import functools
 import html
 import itertools
+import json
 import re
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from datasets import DatasetDict
+from datasets import DatasetDict, Features, List, Value
 
 from . import data
+
+EXAMPLE = Features(
+    {"input_ids": List(Value("int32")), "attention_mask": List(Value("int8")), "labels": List(Value("int64"))}
+    | {"length": Value("int64")}
+)
 
 
 def tokenize(dataset, tokenizer, *, text="text", label="label", max_length=None):
@@ -44,7 +51,8 @@ def tokenize(dataset, tokenizer, *, text="text", label="label", max_length=None)
         encoded = tokenizer(*[batch[c] for c in columns], truncation=limit is not None, max_length=limit)
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    return data._each(dataset, lambda rows: _map_labelled(rows, encode, columns, label))
+    begins = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    return data._each(dataset, lambda rows: _map_labelled(rows, encode, columns, label, begins))
 
 
 def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length=None):
@@ -78,8 +86,8 @@ def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length
     return data._each(dataset, lambda rows: _map_labelled(rows, encode, [tokens], tags))
 
 
-def _map_labelled(rows, encode, columns, label):
-    """The encoded columns, with the labels under the name that the Trainer expects."""
+def _map_labelled(rows, encode, columns, label, begins=frozenset()):
+    """The encoded columns, with the labels under the name that the Trainer expects; no row begins twice."""
     data._single(rows, [*columns, *filter(None, [label])])
     selected = rows.with_format(None).select_columns([*columns, *filter(None, [label])])
     if label:
@@ -88,7 +96,19 @@ def _map_labelled(rows, encode, columns, label):
                 f'{data._file_name(rows)}: column "{label}" is text. Pass the data through data.check first.'
             )
         selected = selected.rename_column(label, "labels") if label != "labels" else selected
-    return data._map(selected, encode, remove_columns=columns)
+    problems, where = data.Problems(), data._file_name(rows)
+
+    def checked(batch, indices):
+        encoded = encode(batch)
+        for i, ids in zip(indices, encoded["input_ids"], strict=True):
+            if ids[:1] == ids[1:2] and begins.issuperset(ids[:1]):
+                what = "begins with two begin tokens: the text has one, and the tokenizer adds one"
+                problems.add(where, f"{what}. Take it out of the text; chats go to tokenize_chat.", i + 1)
+        return encoded
+
+    examples = data._map(selected, checked, remove_columns=columns, with_indices=True)
+    problems.raise_all(where)
+    return examples
 
 
 def _limit(tokenizer, max_length):
@@ -183,18 +203,24 @@ def _token_counts(dataset, tokenizer, columns):
 # ---- Texts to write ----------------------------------------------------------------------------------
 
 
-def tokenize_chat(dataset, tokenizer, *, max_length=None, too_long="error"):
+def tokenize_chat(dataset, tokenizer, *, answers="all", max_length=None, too_long="error"):
     """Turns conversations into token ids, with labels on the assistant's turns and -100 on all other tokens.
 
     The tokenizer's own chat template writes them, the same that `apply_chat_template` uses when the model is asked, so
-    there is exactly one begin token. An answer is the text that the template adds for it. Where the template rewrites
-    earlier turns when an answer follows, its `{% generation %}` marks say where the answers are. The token that ends an
-    answer counts too: from it the model learns to stop. Returns `input_ids`, `attention_mask`, `labels`, `length`;
-    nothing is padded: `DataCollatorForSeq2Seq(tokenizer)` pads a batch, labels with -100. `max_length` never cuts an
-    answer: longer rows are an error, or left out by `too_long="drop"` (compare `num_rows`).
+    there is exactly one begin token. An answer is what the template marks with `{% generation %}`, or else the text
+    that it adds for it. The token that ends an answer counts too: from it the model learns to stop. Tool calls count as
+    any answer; a column `tools` goes to the template.
 
-    Raises `DataError` for what `to_messages` would refuse, for a tokenizer without a chat template, for one that pads
-    with the token that ends an answer, and for rows in which the template does not show where an answer starts.
+    Some templates write earlier turns in another way once others follow (Qwen3 takes their thoughts out), so not all
+    answers of a row can count. With `answers="last"` only the last one does; with "each" every answer becomes an
+    example of its own, which ends there, as the model will see it.
+
+    Returns `input_ids`, `attention_mask`, `labels`, `length`; nothing is padded: `DataCollatorForSeq2Seq(tokenizer)`
+    pads a batch, labels with -100 by their place, so the pad token may be the one that ends an answer. `max_length`
+    never cuts an answer: longer examples are an error, or left out by `too_long="drop"` (compare `num_rows`).
+
+    Raises `DataError`, with the rows, for what `to_messages` would refuse, for a template that refuses a conversation
+    or does not write all of it, and where it does not show where an answer starts and ends.
 
     >>> from datasets import Dataset
     >>> from transformers import AutoTokenizer
@@ -216,131 +242,236 @@ def tokenize_chat(dataset, tokenizer, *, max_length=None, too_long="error"):
             f"this {type(tokenizer).__name__} has no chat template: it is of a base model, or of an encoder-decoder "
             "(use text.tokenize_pairs). Set tokenizer.chat_template before training, and save it with the model."
         )
+    if answers not in ("all", "last", "each"):
+        raise data.DataError(f'answers={answers!r} is not known. Pass "all", "last" or "each".')
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    encode = functools.partial(_chat_examples, tokenizer, added | set(tokenizer.all_special_ids))
-    return _examples(data.to_messages(dataset), ["messages"], encode, _limit(tokenizer, max_length), too_long)
+    encode = functools.partial(_chat_examples, tokenizer, added | set(tokenizer.all_special_ids), answers)
+    return _tokenized(data.to_messages(dataset), ["messages", "tools"], encode, _limit(tokenizer, max_length), too_long)
 
 
-REWRITTEN = (
-    "the chat template writes a conversation in another way once an answer is added, so where the answer starts is not "
-    "known. Use a template that only appends, or that marks answers with {% generation %}, and contents without white "
-    "space around them"
-)
 MASKED = "all labels are masked: the template writes nothing of an answer, so nothing would be learnt. Correct it"
 ENDLESS = "no special token ends the answer, so the model would never learn to stop. End it in the chat template"
+END_INSIDE = (
+    "an answer holds the text of the token that ends answers, so the model would learn to stop there. Take it out"
+)
+REWRITTEN = (
+    "the chat template writes earlier turns in another way once others follow, so not all answers of a row can count. "
+    'Pass answers="last", and only the last one does, or answers="each", and each becomes an example of its own'
+)
+OTHER_PROMPT = (
+    "what the chat template adds to ask for an answer (add_generation_prompt) is not how it begins one, so the model "
+    "would be asked in another way than it was trained. Mend the template, or mark answers with {% generation %} in it"
+)
+NO_PROMPT = (
+    "the chat template adds nothing to ask for an answer, so the model would have to write the answer's heading too. "
+    "End the template with the heading in {% if add_generation_prompt %}...{% endif %}"
+)
+JOINED = (
+    "the tokenizer joins the end of the prompt with the start of the answer, so the model would be asked with other "
+    "tokens than it was trained on. Take white space off the answer's start, or off the end of the template's prompt"
+)
 
 
-def _chat_examples(tokenizer, special, batch):
-    """Yields for each conversation its example, and what is wrong with it."""
-    for messages, (ids, spans) in zip(batch["messages"], _added_answers(tokenizer, batch["messages"]), strict=True):
-        spans = _marked_answers(tokenizer, messages) if spans is None else spans
-        labels, problem = [-100] * len(ids), REWRITTEN if spans is None else None
-        for start, end in spans or []:
-            # Some templates go on after the end token, with a new line: nobody generates that far.
-            stop = max((at + 1 for at in range(start, end) if ids[at] in special), default=None)
-            if stop is None:
-                problem = MASKED if start == end else ENDLESS
-            elif ids[stop - 1] == tokenizer.pad_token_id:
-                raise data.DataError(
-                    f'the token "{tokenizer.pad_token}" ends an answer and is the pad token too: what masks the '
-                    "padding would mask the end of each answer, and the model would never learn to stop. Set "
-                    "tokenizer.pad_token to a token of its own."
-                )
-            else:
-                labels[start:stop] = ids[start:stop]
-        yield _example(ids, labels), problem
+def _chat_examples(tokenizer, special, answers, batch):
+    """Yields for each example the number of its conversation, itself, and what is wrong with it, or None."""
+    chats, problems = [], {}
+    for row, messages in enumerate(batch["messages"]):
+        ends = [end for end, message in enumerate(messages, 1) if message["role"] == "assistant"]
+        for last in ends if answers == "each" else ends[-1:]:
+            tools = batch["tools"][row] if "tools" in batch else None
+            chat = _Chat(tokenizer, special, list(map(_for_template, messages[:last])), tools or None)
+            chats.append((row, chat))
+            with _noted(problems, chat):
+                chat.write(ends if answers == "all" else [last])
+    texts = list(dict.fromkeys(text for _, chat in chats for text in chat.texts))
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    ids = dict(zip(texts, encoded, strict=True))
+    for row, chat in chats:
+        whole = ids.get(chat.whole, [])
+        labels = [-100] * len(whole)
+        with _noted(problems, chat):
+            for start, end in chat.spans(ids):
+                labels[start:end] = whole[start:end]
+        yield row, _example(whole, labels), problems.get(chat)
 
 
-def _added_answers(tokenizer, conversations):
-    """Each conversation's token ids and the (start, end) of each answer: what it adds to the conversation before it.
-
-    Instead of the answers there is None where the template writes what was before in another way.
-    """
-    turns = [
-        (row, i)
-        for row, messages in enumerate(conversations)
-        for i, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
-    before = [conversations[row][:i] for row, i in turns]
-    starts = _apply_template(tokenizer, before, add_generation_prompt=True)["input_ids"]
-    ends = _apply_template(tokenizer, [conversations[row][: i + 1] for row, i in turns])["input_ids"]
-    whole = {row: ids for (row, _), ids in zip(turns, ends, strict=True)}  # a row's last turn is there last
-    spans = {row: [] for row in whole}
-    for (row, _), start, end in zip(turns, starts, ends, strict=True):
-        if end[: len(start)] != start or whole[row][: len(end)] != end:
-            spans[row] = None
-        elif spans[row] is not None:
-            spans[row].append((len(start), len(end)))
-    return [(ids, spans[row]) for row, ids in whole.items()]
-
-
-def _marked_answers(tokenizer, messages):
-    """The (start, end) of each answer by the template's {% generation %} marks; None where it has none.
-
-    Only a second choice: `transformers` finds the tokens by their characters, which some tokenizers place wrongly (a
-    token that says "upper case" has no character of its own). So None too where a whole answer is not in its tokens.
-    """
-    if not tokenizer.is_fast or not re.search(r"{%-?\s*generation\b", tokenizer.get_chat_template()):
-        return None
-    encoded = _apply_template(tokenizer, [messages], return_assistant_tokens_mask=True)
-    ids, edges = encoded["input_ids"][0], np.flatnonzero(np.diff([0, *encoded["assistant_masks"][0], 0])).tolist()
-    spans = list(zip(edges[::2], edges[1::2], strict=True))
-    answers = [message["content"].strip() for message in messages if message["role"] == "assistant"]
-    written = [tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) for start, end in spans]
-    exact = len(spans) == len(answers) and all(map(str.__contains__, written, answers))
-    return spans if exact else None
-
-
-def _apply_template(tokenizer, conversations, **options):
-    from jinja2 import TemplateError
-
+@contextlib.contextmanager
+def _noted(problems, key):
     try:
-        return tokenizer.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, tokenizer_kwargs={"verbose": False}, **options
+        yield
+    except data.DataError as error:
+        problems[key] = str(error)
+
+
+def _for_template(message):
+    """A message without nulls; the arguments of its calls are objects, which files in OpenAI's form have as text."""
+    message = {name: value for name, value in message.items() if value is not None}
+    calls = [dict(call, function=dict(call.get("function") or {})) for call in message.get("tool_calls", [])]
+    for call in calls:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return message | ({"tool_calls": calls} if calls else {})
+
+
+class _Chat:
+    """A conversation and what the tokenizer's chat template makes of it; what is wrong raises `DataError`.
+
+    `whole` is its text; `turns` has for each answer that counts the number of its message, from 1, the text that asks
+    for it, and the text up to its end.
+    """
+
+    def __init__(self, tokenizer, special, messages, tools):
+        self.tokenizer, self.special, self.messages, self.tools = tokenizer, special, messages, tools
+        self.whole, self.turns = "", []
+
+    @property
+    def texts(self):
+        return [self.whole, *(text for _, *texts in self.turns for text in texts)] if self.turns else []
+
+    def template(self, messages, **options):
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, **{"tools": self.tools} | options)
+
+    def write(self, ends):
+        """Writes the conversation, and each turn that ends with one of these messages."""
+        try:
+            self.whole = self.template(self.messages)
+            asked = [self.template(self.messages[: end - 1], add_generation_prompt=True) for end in ends]
+            turns = [self.template(self.messages[:end]) for end in ends]
+        except Exception as error:  # a template is a program: it can raise whatever it likes
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise data.DataError(f"the chat template refuses the conversation ({reason}). {self.cure()}") from None
+        self.turns = list(zip(ends, asked, turns, strict=True))
+        self.check_that_all_is_written()
+
+    def cure(self):
+        plain = self.without("system")
+        if plain != self.messages and self.writes(plain) is not None:
+            return "It has no system role: put that message's text at the start of the user's first message"
+        if self.tools or any("tool_calls" in message for message in self.messages):
+            return "Take a template that knows tool calls, or drop the row"
+        return "Change the messages, or the template"
+
+    def without(self, role):
+        return [message for message in self.messages if message["role"] != role]
+
+    def writes(self, messages, **options):
+        """The text of other messages, or None where the template refuses them."""
+        with contextlib.suppress(Exception):  # as in `write`
+            return self.template(messages, **options)
+
+    def check_that_all_is_written(self):
+        plain = [message | {"content": message.get("content") or ""} for message in self.messages]
+        for message in plain:
+            message.pop("tool_calls", None)
+        parts = {"tool calls": plain, "the answers of tools": self.without("tool")}
+        if self.messages[0]["role"] == "system":  # changed, as a template may have the same text by default
+            changed = self.messages[0] | {"content": self.messages[0]["content"] + "."}
+            parts["the system's message"] = [changed, *self.messages[1:]]
+        lost = [part for part, fewer in parts.items() if fewer != self.messages and self.writes(fewer) == self.whole]
+        if self.tools and self.writes(self.messages, tools=None) == self.whole:
+            lost.append("the list of tools")
+        if lost:
+            cure = "Take one that writes all of it, or put it into messages that this one writes"
+            raise data.DataError(f"the chat template leaves out {' and '.join(lost)}. {cure}")
+
+    def spans(self, ids):
+        """The (start, end) of the tokens of each answer that counts, its end token included."""
+        marked = self.marked()
+        if marked is not None:
+            return marked[-len(self.turns) :]
+        return [self.added(ids, *turn) for turn in reversed(self.turns)]  # what is wrong with the last is told first
+
+    def marked(self):
+        """The spans of all answers by the template's {% generation %} marks; None where it has none.
+
+        None too where a whole answer with its end is not in its tokens: `transformers` finds them by their characters,
+        which some tokenizers place wrongly (a token that says "upper case" has no character of its own).
+        """
+        template = self.tokenizer.get_chat_template(tools=self.tools)
+        if not self.turns or not self.tokenizer.is_fast or not re.search(r"{%-?\s*generation\b", template):
+            return None
+        encoded = self.tokenizer.apply_chat_template(
+            self.messages, tools=self.tools, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
         )
-    except TemplateError as error:
-        reason = data._first_line(error)
-        raise data.DataError(
-            f"the chat template refuses a conversation ({reason}). Change the messages, or the template."
-        ) from None
+        ids, edges = encoded["input_ids"], np.flatnonzero(np.diff([0, *encoded["assistant_masks"], 0])).tolist()
+        answers = [message for message in self.messages if message["role"] == "assistant"]
+        marks = zip(edges[::2], edges[1::2], strict=True)
+        spans = [(start, self.body_and_end(ids, start, stop)[1]) for start, stop in marks]
+        if len(spans) != len(answers) or any(end is None for _, end in spans):
+            return None
+        written = [self.tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False) for start, end in spans]
+        whole = all((one.get("content") or "").strip() in text for one, text in zip(answers, written, strict=True))
+        return spans if whole else None
+
+    def added(self, ids, number, asked, turn):
+        """The span of an answer that is what the template adds to the text that asks for it."""
+        whole, alone, start = ids[self.whole], ids[turn], len(ids[asked])
+        if whole[:start] != ids[asked]:
+            changed = OTHER_PROMPT if turn == self.whole else REWRITTEN
+            raise data.DataError(JOINED if self.whole.startswith(asked) else changed)
+        body, end = self.body_and_end(alone, start, len(alone))
+        if end is None:
+            raise data.DataError(MASKED if turn == asked else ENDLESS)
+        content = (self.messages[number - 1].get("content") or "").strip()
+        heading = turn[len(asked) :].partition(content)[0].strip() if content else ""
+        if heading and (self.writes(self.messages[: number - 1]) or "").startswith(asked):
+            raise data.DataError(NO_PROMPT)
+        if self.tokenizer.convert_ids_to_tokens(alone[end - 1]) in content:
+            raise data.DataError(END_INSIDE)
+        different = (at for at, (one, other) in enumerate(zip(whole, alone, strict=False)) if one != other)
+        same = next(different, min(len(whole), len(alone)))
+        end = self.body_and_end(whole, start, same)[1]
+        if body > same or end is None:
+            raise data.DataError(REWRITTEN)
+        return start, end
+
+    def body_and_end(self, ids, start, stop):
+        """Where an answer's own tokens end, and where the last special token behind them does, or None.
+
+        Some templates go on after the end token, with a new line: nobody generates that far.
+        """
+        body = stop
+        while body > start and (ids[body - 1] in self.special or not self.tokenizer.decode(ids[body - 1]).strip()):
+            body -= 1
+        return body, max((at + 1 for at in range(body, stop) if ids[at] in self.special), default=None)
 
 
 def _example(ids, labels):
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "length": len(ids)}
 
 
-def _examples(dataset, columns, encode, limit, too_long):
+def _tokenized(dataset, columns, encode, limit, too_long):
     """The examples of each split; raises for wrong rows, and for long ones where they are not to be dropped."""
     if too_long not in ("error", "drop"):
         raise data.DataError(f'too_long={too_long!r} is not known. Pass "error" or "drop".')
     problems, splits = data.Problems(), data._splits(dataset)
     results = {
-        where: _split_examples(problems, where, rows, columns, encode, limit, too_long)
+        where: _tokenized_split(problems, where, rows, columns, encode, limit, too_long)
         for where, rows in splits.items()
     }
     problems.raise_all(", ".join(results))
     return DatasetDict({name: results[name] for name in dataset}) if isinstance(dataset, dict) else results.popitem()[1]
 
 
-def _split_examples(problems, where, rows, columns, encode, limit, too_long):
-    long = {}  # row: tokens
+def _tokenized_split(problems, where, rows, columns, encode, limit, too_long):
+    short, long = [], {}  # whether each example is short enough; row: tokens
 
     def checked(batch, indices):
         examples = []
-        for i, (example, problem) in zip(indices, encode(batch), strict=True):
-            n_tokens = max(len(example["input_ids"]), len(example["labels"]))
+        for i, example, problem in encode(batch):
+            row, n_tokens = indices[i] + 1, max(len(example["input_ids"]), len(example["labels"]))
+            short.append(limit is None or n_tokens <= limit)
             if problem:
-                problems.add(where, f"{problem}.", i + 1)
-            elif limit is not None and n_tokens > limit:
-                long[i + 1] = n_tokens
+                problems.add(where, f"{problem}.", row)
+            elif not short[-1]:
+                long[row] = n_tokens
             examples.append(example)
-        return {name: [example[name] for example in examples] for name in examples[0]}
+        return {name: [example[name] for example in examples] for name in EXAMPLE}
 
-    examples = data._map(
-        rows.with_format(None).select_columns(columns), checked, remove_columns=columns, with_indices=True
-    )
-    if long and (too_long == "error" or len(long) == rows.num_rows):
+    columns = [column for column in columns if column in rows.column_names]
+    rows = rows.with_format(None).select_columns(columns)
+    examples = data._map(rows, checked, remove_columns=columns, with_indices=True, features=EXAMPLE)
+    if long and (too_long == "error" or not any(short)):
         counts = ", ".join(map(str, list(long.values())[: data.SHOWN])) + (", ..." if len(long) > data.SHOWN else "")
         cure = ', or drop the rows with too_long="drop"' if too_long == "error" else ": no row would be left"
         for row in long:
@@ -350,7 +481,7 @@ def _split_examples(problems, where, rows, columns, encode, limit, too_long):
                 f"the model takes it) or shorten the texts{cure}.",
                 row,
             )
-    return examples.select([i for i in range(rows.num_rows) if i + 1 not in long]) if long else examples
+    return examples.select(np.flatnonzero(short)) if long else examples
 
 
 def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_long="error"):
@@ -386,10 +517,10 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         sources, targets = [data._filled(source, row) for row in rows], [row[target] for row in rows]
         encoded = tokenizer(sources, text_target=targets, truncation=False, verbose=False)
-        for ids, labels in zip(encoded["input_ids"], encoded["labels"], strict=True):
-            yield _example(ids, labels if labels[-1:] == [end] else [*labels, end]), None
+        for row, (ids, labels) in enumerate(zip(encoded["input_ids"], encoded["labels"], strict=True)):
+            yield row, _example(ids, labels if labels[-1:] == [end] else [*labels, end]), None
 
-    return _examples(dataset, columns, encode, _limit(tokenizer, max_length), too_long)
+    return _tokenized(dataset, columns, encode, _limit(tokenizer, max_length), too_long)
 
 
 @dataclass

