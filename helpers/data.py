@@ -196,6 +196,8 @@ def _not_utf8(path):
     cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text('cp1252'), "
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if b"\0" in line:
+                break
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -996,16 +998,15 @@ def _classes(problems, splits, label, labels, tags=False):
             slips[value] = f"{what}. Correct it, or pass labels=[...]."
         if slips or None in found:
             what = "a tag" if tags else f"the {label}"
-            _note_slips(
-                problems, where, rows, label, slips | {None: f"{what} is missing. Fill it in, or drop the row."}
-            )
+            missing = {None: f"{what} is missing. Fill it in, or drop the row."}
+            _note_slips(problems, where, rows, label, missing | slips)
     if len(trained) == 1 and trained[0] not in HIDDEN and not _is_list(feature):
         problems.add(first, f"every {label} is {_short(trained[0])}. A classifier needs two classes.")
     return names, {key: number for number, key in enumerate(keys)}
 
 
 def _note_slips(problems, where, rows, label, slips):
-    """Notes the rows of the first few of `slips`, {label: what is wrong with it}."""
+    """Notes the rows of the first few of `slips`, {label: what is wrong with it}; None is a label that is missing."""
     shown = dict(itertools.islice(slips.items(), SHOWN + (None in slips)))
     for numbers, texts, codes in _coded(rows, label):
         for code in [code for code, value in enumerate(texts) if value in shown]:
@@ -1070,7 +1071,7 @@ def _with_classes(rows, label, names, numbers=None):
             coded = pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), coded)
         return batch.set_column(batch.column_names.index(label), label, coded.cast(type_))
 
-    return _map(rows.with_format("arrow"), encode, features=features)
+    return _map(rows.with_format("arrow"), encode, features=features, batch_size=BATCH)
 
 
 # ---- Splitting and looking --------------------------------------------------------------------------
@@ -1097,7 +1098,7 @@ def split(dataset, *, validation=0.1, test=0.1, label="label", text="text", seed
     _, first, group = np.unique(_hashes(dataset, _columns(text)), return_index=True, return_inverse=True)
     feature, classes = dataset.features.get(label), np.zeros(len(first), dtype=int)
     if isinstance(feature, ClassLabel):
-        classes = dataset.with_format("numpy").select_columns(label)[:][label][first]
+        classes = np.concatenate(list(map(np.asarray, _arrays(dataset, label))))[first]
     part_of_text, problems, random = np.zeros(len(first), dtype=int), Problems(), np.random.default_rng(seed)
     for number in np.unique(classes):
         members = random.permutation(np.flatnonzero(classes == number))
@@ -1626,8 +1627,9 @@ def _coded(rows, label):
         numbers = np.arange(start, start + len(values))
         start += len(values)
         if _is_list(rows.features[label]):
-            values = pc.coalesce(values, pa.scalar([None], values.type))
-            numbers, values = numbers[np.asarray(pc.list_parent_indices(values))], pc.list_flatten(values)
+            missing, parents, values = np.asarray(values.is_null()), pc.list_parent_indices(values), values.flatten()
+            values = pa.concat_arrays([values, pa.nulls(int(missing.sum()), values.type)])
+            numbers = np.append(numbers[np.asarray(parents)], numbers[missing])
         yield numbers, *_codes(values, as_text)
 
 
@@ -1680,7 +1682,7 @@ def _hashes(rows, columns, nearly=False):
         if nearly:
             plain = [_without_punctuation(values) for values in plain]
         joined = pc.binary_join_element_wise(*plain, pa.scalar("\x1f", pa.large_string()))
-        blank = pc.equal(pc.replace_substring_regex(joined, r"[\s\x1f]+", ""), "")
+        blank = pc.equal(pc.utf8_trim_whitespace(joined), "")
         hashed = pd.util.hash_array(joined.to_numpy(zero_copy_only=False), categorize=False)
         hashes.append(np.where(np.asarray(blank), np.uint64(0), hashed))
     return np.concatenate(hashes)

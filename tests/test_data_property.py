@@ -2,10 +2,11 @@
 
 import csv
 import io
+import itertools
 import json
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, List
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -89,11 +90,14 @@ def in_memory(draw):
 
 
 def is_checked(rows):
-    feature = rows.features["label"]
+    feature, labels = rows.features["label"], rows["label"][:]
+    if isinstance(feature, List):  # a row may have several labels
+        feature, labels = feature.feature, list(itertools.chain.from_iterable(labels))
+    else:
+        assert len(feature.names) >= 2
     assert isinstance(feature, ClassLabel)
-    assert len(feature.names) >= 2
     assert rows.num_rows > 0
-    assert all(0 <= number < len(feature.names) for number in rows["label"][:])
+    assert all(0 <= number < len(feature.names) for number in labels)
     assert all(text.strip() for text in rows["text"][:])
 
 
@@ -150,6 +154,11 @@ def test_sentences(found, more):
     except data.DataError:
         return
     tag_names = checked.features["tags"].feature.names
+    begins = any(tag and tag.startswith("B-") for sentence in tagged for tag in sentence)
     for sentence, numbers, before in zip(checked["tokens"][:], checked["tags"][:], tagged, strict=True):
-        assert [tag_names[number] for number in numbers] == before
+        found = [tag_names[number] for number in numbers]
+        if begins:  # else they are IOB1, where an entity may begin with I-
+            assert found == before or {*found} - {*before}
+        assert [tag[1:] for tag in found] == [tag[1:] for tag in before]
+        assert all(tag[:1] != "I" or last[1:] == tag[1:] for last, tag in itertools.pairwise(["O", *found]))
         assert len(sentence) == len(numbers) > 0
