@@ -218,7 +218,7 @@ A_LIST = re.compile(rf"\s*\[\s*(?:(?:{LISTED})\s*(?:,\s*(?:{LISTED})\s*)*)?\]\s*
 def _read_table(path):
     """A CSV or TSV file; or columns of words and tags, when the first line ends in a tag."""
     with _open(path) as file:
-        first = next((line for line in file if line.strip()), "")
+        first = next((line for line in file if line.strip() and line[0] != "#"), "")
     if first.startswith("-DOCSTART-") or re.search(rf"[ \t,](?:{TAG.pattern})\s*$", first):
         return _read_conll(path)
     dialect, refused = _dialect(path), None
@@ -306,8 +306,8 @@ def _same_names(row, header):
 
 def _check_header(file, header, rows):
     if twice := next((name for name in header if header.count(name) > 1), None):
-        cure = "Rename one of the columns; or, if it looks like data, add a first line such as text,label"
-        raise DataError(f"{file}: the header has {_short(twice)} twice: {_short(twice)} is there twice. {cure}.")
+        cure = "Rename one of the columns; if the first line is data, add one such as text,label"
+        raise DataError(f"{file}: in the header {_short(twice)} is there twice. {cure}.")
     reason = next((f"{_short(name)} is a number" for name in header if _is_number(name)), None)
     for number, row in enumerate(rows, 1):
         found = [name for name, cell in zip(header, row, strict=False) if name == cell]
@@ -369,8 +369,8 @@ def _conll_rows(path):
         for number, line in lines:
             line = line.strip("\r\n ")
             cells = line.split("\t") if "\t" in line else re.split(" +", line)
-            if cells[0] == "-DOCSTART-" or not line.strip() or (line[0] == "#" and len(cells) != width):
-                if sentence and not line.startswith("#"):
+            if not line.strip() or cells[0] == "-DOCSTART-" or _is_comment(cells, width):
+                if sentence and cells[0][:1] != "#":
                     yield _sentence(sentence)
                     sentence = []
                 continue
@@ -381,6 +381,10 @@ def _conll_rows(path):
                     f"{max(width, 2)}: a word first, its tag last. Correct the line; a blank line ends a sentence."
                 )
             sentence.append(cells)
+
+
+def _is_comment(cells, width):
+    return cells[0][0] == "#" and len(cells) != width and not TAG.fullmatch(cells[-1])
 
 
 def _sentence(lines):
@@ -409,8 +413,8 @@ def _json_rows(path):
             row = DECODER.decode(beginning[0][1].lstrip()) if beginning else None
         except (RecursionError, ValueError):
             row = None
-        is_row = isinstance(row, dict) and not (single and _unfolded(path.name, row))
-        if is_row and (not single or path.suffix.lower() != ".json"):
+        is_whole = single and (path.suffix.lower() == ".json" or _is_squad(row))
+        if isinstance(row, dict) and not is_whole:
             for number, line in itertools.chain(beginning, lines):
                 yield _parsed(path.name, line.lstrip(), number)
             return
@@ -473,7 +477,7 @@ def _unfolded(name, whole):
 
 def _of_squad(whole):
     """A row for each question, as on the Hub."""
-    if not (_objects(whole.get("data")) and "paragraphs" in whole["data"][0]):
+    if not _is_squad(whole):
         return None
     return [
         {"id": asked.get("id"), "title": article.get("title"), "context": part["context"]}
@@ -483,6 +487,10 @@ def _of_squad(whole):
         for part in article["paragraphs"]
         for asked in part["qas"]
     ]
+
+
+def _is_squad(whole):
+    return isinstance(whole, dict) and _objects(whole.get("data")) and "paragraphs" in whole["data"][0]
 
 
 def _of_one_list(whole):
@@ -836,14 +844,14 @@ def _fits(problems, where, rows, column, kind, expected):
     return False
 
 
-def _check_texts(problems, where, rows, column, what='the text in column "{}" is {}'):
+def _check_texts(problems, where, rows, column, cure="Fill it in"):
     start = 1
     for values in _arrays(rows, column):
         missing = np.asarray(values.is_null())
         blank = pc.equal(pc.utf8_trim_whitespace(values.cast(pa.large_string())), "").fill_null(False)
         for name, found in (("missing (null)", missing), ("empty", np.asarray(blank))):
             if found.any():
-                message = f"{what.format(column, name)}. Fill it in, or drop the row."
+                message = f'the text in column "{column}" is {name}. {cure}, or drop the row.'
                 problems.add(where, message, *(np.flatnonzero(found) + start))
         start += len(values)
 
@@ -1027,7 +1035,7 @@ def _odd_labels(counts, label):
     if "-1" in counts and {"0", "1", "2"} <= counts.keys():  # -1, 0, 1 are classes of some
         slips["-1"] = 'label "-1" beside 0, 1, 2 marks rows that nobody labelled. Drop them, or pass labels=[...].'
     words = [value for value in counts if value is not None and re.search(r"\w", value)]
-    for value in sorted(counts.keys() - {None, *numbers}, key=lambda value: (-counts[value], value)):
+    for value in sorted((one for one in counts if one not in {None, *numbers}), key=lambda value: -counts[value]):
         usual = spelled.setdefault(" ".join(value.casefold().split()), value)
         if value in NO_VALUE or (len(words) > 1 and value not in words):
             cure = "Drop the row, or pass labels=[...] if it is a class"
@@ -1316,7 +1324,8 @@ def _check_pairs(problems, where, rows, prompt, answer):
         return
     for column in [*fields, answer]:
         if _fits(problems, where, rows, column, TEXT, "text") and (column != "input" or isinstance(prompt, str)):
-            _check_texts(problems, where, rows, column)
+            unanswered = "This question has no answer: fill in one that says so"
+            _check_texts(problems, where, rows, column, unanswered if column == "answers" else "Fill it in")
 
 
 def _check_more(problems, where, rows):
