@@ -33,6 +33,7 @@ import mmap
 import re
 import string
 import tempfile
+import unicodedata
 import uuid
 from pathlib import Path
 
@@ -41,6 +42,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, List, Value
 from datasets.utils.json import ujson_loads
 
@@ -222,7 +224,13 @@ def _read_table(path):
     if first.startswith("-DOCSTART-") or re.search(rf"[ \t,](?:{TAG.pattern})\s*$", first):
         return _read_conll(path)
     dialect, refused = _dialect(path), None
-    for way in (PLAIN, *([ESCAPED] if _has_escapes(path) else []), *([UNQUOTED] if dialect[1] == "\t" else [])):
+    with contextlib.suppress(pa.ArrowException), path.open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            regular = not any(dialect[::2]) and _is_regular(content, dialect[1])
+            has_escapes = content.find(b'\\"') >= 0
+        if regular and (dataset := _read_regular(path, dialect)):
+            return dataset
+    for way in (PLAIN, *([ESCAPED] if has_escapes else []), *([UNQUOTED] if dialect[1] == "\t" else [])):
         try:
             return _written(path.name, lambda way=way: _csv_pieces(path, dialect, way))
         except csv.Error as error:
@@ -256,9 +264,48 @@ def _dialect(path):
     return bool(told), separator, re.search(f"{re.escape(separator)} +[^ ]", first) is not None
 
 
-def _has_escapes(path):
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b'\\"') >= 0
+def _is_regular(content, separator):
+    """Whether these bytes can be read in one way only: a quotation mark begins or ends a cell, or is twice in one.
+
+    Arrow's parser is many times faster than the `csv` module, and lets the others pass in some way of its own.
+    """
+    if content.find(b"\0") >= 0 or re.search(rb"\r(?!\n)", content):
+        return False
+    after_mark = np.array([ord('"'), ord(separator), ord("\n"), ord("\r")])
+    found = np.frombuffer(content, np.uint8)
+    pieces = range(0, len(found), 1 << 24)
+    marks = np.concatenate([np.flatnonzero(found[i : i + (1 << 24)] == ord('"')) + i for i in pieces])
+    opening, closing = marks[::2], marks[1::2]
+    first = 3 if content[:3] == b"\xef\xbb\xbf" else 0
+    begins = np.isin(found[opening - 1], after_mark[:3]) | (opening == first)
+    ends = np.isin(found[np.minimum(closing + 1, len(found) - 1)], after_mark)
+    del found
+    return len(marks) % 2 == 0 and bool(begins.all() and ends.all())
+
+
+def _read_regular(path, dialect):
+    """The table by Arrow's parser; None where the rows have to be looked at one by one, to say what is wrong."""
+    beginning = list(itertools.islice(_csv_rows(path, dialect, PLAIN), 1001))
+    names = beginning[0] if beginning else []
+    header, again = _header(names)
+    if len(beginning) < 2 or len({*header}) < len(header) or {*map(len, beginning)} != {len(header)}:
+        return None
+    _check_header(path.name, header, beginning[1:])
+    if _listed(dict(zip(header, zip(*beginning[1:], strict=True), strict=True))):
+        return None
+    file, schema, again = _temporary_file(), pa.schema([(name, pa.string()) for name in header]), pa.array([*again])
+    table = arrow_csv.open_csv(
+        path,
+        parse_options=arrow_csv.ParseOptions(delimiter=dialect[1], newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+    )
+    with table, pa.OSFile(file, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in table:
+            rows = batch.filter(pc.is_in(pc.utf8_trim_whitespace(batch.column(0)), again)).to_pylist()
+            if any(_same_names(row.values(), header) for row in rows):
+                return None
+            writer.write_batch(pa.record_batch(batch.columns, schema=schema))
+    return Dataset.from_file(file)
 
 
 def _csv_rows(path, dialect, way):
@@ -278,10 +325,7 @@ def _csv_rows(path, dialect, way):
 def _csv_pieces(path, dialect, way):
     """Yields the columns of each piece of a CSV or TSV file."""
     rows, problems, start, listed = _csv_rows(path, dialect, way), Problems(), 1, None
-    # As pandas does: a column without a name is most often an index that was saved with the rest.
-    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(next(rows, []))]
-    again = {spelled for name in header for spelled in (name, name.lower(), name.upper(), name.title())}
-    again |= {f"\ufeff{name}" for name in header}
+    header, again = _header(next(rows, []))
     while piece := list(itertools.islice(rows, BATCH)):
         if start == 1:
             _check_header(path.name, header, piece[:1000])
@@ -297,6 +341,14 @@ def _csv_pieces(path, dialect, way):
             yield columns | {name: _parsed_lists(path.name, name, columns[name], start) for name in listed}
         start += len(piece)
     problems.raise_all(path.name)
+
+
+def _header(names):
+    """The names of the columns, and how a second header in the middle of the file may begin."""
+    # As pandas does: a column without a name is most often an index that was saved with the rest.
+    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
+    again = {spelled for name in header for spelled in (name, name.lower(), name.upper(), name.title())}
+    return header, again | {f"\ufeff{name}" for name in header}
 
 
 def _same_names(row, header):
@@ -1284,11 +1336,11 @@ Rename a column to it, or pass the name of yours.
     """
     if (prompt is None) != (answer is None):
         raise DataError('prompt= and answer= belong together, such as prompt="question", answer="reply". Pass both.')
-    splits, problems, plain = _splits(dataset), Problems(), True
+    splits, problems, needs = _splits(dataset), Problems(), set()
     for where, rows in splits.items():
         chat, fields, target = _shape(rows, prompt, answer)
         if chat:
-            plain &= _check_turns(problems, where, rows, chat, system)
+            needs |= _check_turns(problems, where, rows, chat, system)
         elif target:
             _check_pairs(problems, where, _with_text_answers(rows, target), fields, target.removesuffix(".text"))
             if prompt is None:
@@ -1301,7 +1353,7 @@ Rename a column to it, or pass the name of yours.
                 'prompt="{passage} {question}", answer="reply".',
             )
     problems.raise_all(", ".join(splits))
-    return _each(dataset, lambda rows: _conversations(rows, *_shape(rows, prompt, answer), system, plain))
+    return _each(dataset, lambda rows: _conversations(rows, *_shape(rows, prompt, answer), system, needs))
 
 
 def _shape(rows, prompt, answer):
@@ -1352,8 +1404,8 @@ def _with_text_answers(rows, answer):
 
 
 def _check_turns(problems, where, rows, chat, system):
-    """Notes what is wrong with conversations; returns whether they are of roles and contents only."""
-    plain = "tools" not in rows.column_names
+    """Notes what is wrong with conversations; returns what they need: "writing" in our form, "JSON" for tools."""
+    needs = {"JSON"} if "tools" in rows.column_names else set()
     if not re.fullmatch("list of objects|null", _kind(rows.features[chat])):
         what = f'column "{chat}" holds no lists of {{"role": "user", "content": "..."}}'
         problems.add(where, f"{what}. Make them such lists, or name other columns: prompt=, answer=.")
@@ -1362,10 +1414,11 @@ def _check_turns(problems, where, rows, chat, system):
         for row, values in enumerate(itertools.chain.from_iterable(_talks(piece, chat) for piece in pieces), 1):
             try:
                 messages, _ = _conversation(values, chat, system)
-                plain = plain and all(message.keys() == {"role", "content"} for message in messages)
+                needs |= {"writing"} if messages != values[chat] else set()
+                needs |= {"JSON"} if any(message.keys() != {"role", "content"} for message in messages) else set()
             except ValueError as error:
                 problems.add(where, f"{error}.", row)
-    return plain
+    return needs
 
 
 def _talks(table, chat):
@@ -1468,9 +1521,10 @@ def _decoded(value):
         raise ValueError(f"a call or list of tools is no JSON ({error}). Correct it, or drop the row") from None
 
 
-def _conversations(rows, chat, prompt, answer, system, plain):
+def _conversations(rows, chat, prompt, answer, system, needs):
     """The column of messages, with the tools where there are some."""
-    if chat and plain and not system and rows.features.get("messages") == MESSAGES["messages"]:
+    plain = "JSON" not in needs
+    if chat and not needs and not system and rows.features.get("messages") == MESSAGES["messages"]:
         return rows.select_columns("messages")  # nothing to write
 
     def talks(table):
@@ -1704,10 +1758,20 @@ def _joined(values):
     return values.cast(pa.large_string()).fill_null("")
 
 
+class _Spaces(dict):
+    """For `str.translate`: a space for each mark of punctuation."""
+
+    def __missing__(self, character):
+        self[character] = " " if unicodedata.category(chr(character))[0] == "P" else character
+        return self[character]
+
+
+SPACES = _Spaces()
+
+
 def _without_punctuation(texts):
-    plain = pc.replace_substring_regex(pc.utf8_lower(texts), r"[\p{P}\s]+", " ")
-    plain = pc.utf8_trim_whitespace(plain)
-    return pc.if_else(pc.equal(plain, ""), texts, plain)  # ":)" and ":(" are not the same text
+    plain = ((" ".join(text.lower().translate(SPACES).split()), text) for text in texts.to_pylist())
+    return pa.array([short or text for short, text in plain], texts.type)  # ":)" and ":(" are not the same text
 
 
 def _is_list(feature):
