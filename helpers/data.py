@@ -353,7 +353,7 @@ def _header(names):
 
 def _same_names(row, header):
     """Whether these cells are the names of the columns, in any order and case."""
-    return sorted(cell.strip("\ufeff ").casefold() for cell in row) == sorted(map(str.casefold, header))
+    return sorted(cell.strip('\ufeff "').casefold() for cell in row) == sorted(map(str.casefold, header))
 
 
 def _check_header(file, header, rows):
@@ -1048,7 +1048,7 @@ def _classes(problems, splits, label, labels, tags=False):
     for where, rows in splits.items():
         found = counts[where]
         if found and found.keys() <= HIDDEN and (where == first or not found.keys() & {*keys}) and not tags:
-            shown = "-1" if "-1" in found or _class_names(feature) else "?" if "?" in found else "missing"
+            shown = "-1" if "-1" in found or _class_names(rows.features[label]) else "?" if "?" in found else "missing"
             _note_hidden(problems, where, f"every {label} is {shown}")
             continue
         slips = {} if not source else _odd_tags(found) if tags else _odd_labels(found, label)
