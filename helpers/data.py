@@ -436,7 +436,7 @@ def _conll_rows(path):
 
 
 def _is_comment(cells, width):
-    return cells[0][0] == "#" and len(cells) != width and not TAG.fullmatch(cells[-1])
+    return cells[0][:1] == "#" and len(cells) != width and not TAG.fullmatch(cells[-1])
 
 
 def _sentence(lines):
@@ -1456,6 +1456,8 @@ def _conversation(row, chat, system):
     messages = [_message(message) for message in row[chat] or []]
     if not messages:
         raise ValueError("there are no messages. Drop the row")
+    if not isinstance(row.get("system") or "", str):
+        raise ValueError('column "system" holds no text. Rename or correct it')
     if (row.get("system") or "").strip() and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": row["system"]}, *messages]
     if system and messages[0]["role"] == "system":
@@ -1496,7 +1498,9 @@ def _message(message):
     calls = message.get("tool_calls") or [
         {"type": "function", "function": call} for call in [message.get("function_call")] if call
     ]
-    if UNSURE in [(call.get("function") or {}).get("arguments") for call in calls]:
+    if calls and not (_objects(calls) and all(isinstance(call.get("function", call), dict) for call in calls)):
+        raise ValueError('tool_calls are no list of {"type": "function", "function": {"name": ..., "arguments": ...}}')
+    if UNSURE in [call.get("function", call).get("arguments") for call in calls]:
         raise ValueError(
             "the arguments of a tool call hold null, which Arrow puts where other rows have a field. Read the file "
             "with data.read, which keeps them, or write arguments as JSON text"

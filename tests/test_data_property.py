@@ -216,7 +216,7 @@ def test_conversations(folder, kind):
     rows = {"chat": chat_rows, "sharegpt": sharegpt_rows, "alpaca": alpaca_rows, "squad": squad}[kind]
     documents = squad if kind == "squad" else st.lists(rows, max_size=4)
 
-    @settings(many, max_examples=400)
+    @settings(many, max_examples=150)
     @given(documents, st.sampled_from([".json", ".jsonl"]), st.sampled_from([None, "S"]))
     def run(found, suffix, system):
         path = folder / f"talks{suffix}"
