@@ -16,11 +16,12 @@ when Python ends.
 Rows count as a person counts them: the first row of data is row 1, the header is not a row, empty
 lines are skipped. Whatever is wrong with the data is a `DataError`, and nothing else.
 
-A new file format is a generator from a path to rows (dicts), and a line in `READERS`. It is called
-twice, gives the same rows both times, and raises `DataError` with the file's name and the row. A new
-shape of conversation is a case in `_check_conversations` and in `_conversations`.
+A new file format is a function from a path to a `Dataset` in `FORMATS`; a new shape of a JSON file is one in
+`SHAPES`; a new pair of columns is a line in `PAIRS`; a new way to write a message is a case in `_message`.
 """
 
+import ast
+import collections
 import contextlib
 import csv
 import difflib
@@ -28,11 +29,12 @@ import functools
 import itertools
 import json
 import math
+import mmap
 import re
 import string
 import tempfile
+import unicodedata
 import uuid
-from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -40,13 +42,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+import pyarrow.csv as arrow_csv
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, List, Value
+from datasets.utils.json import ujson_loads
 
 BATCH = 10_000  # rows looked at together: enough to be fast, few enough that long documents fit in memory
 SHOWN = 5  # rows named in an error
 MOST_CLASSES = 10_000  # a column with more different values than this is no label
 LARGEST_CELL = 8 << 20  # bytes of one CSV cell; a longer one is a quotation mark that is never closed
-ROLES = ("system", "user", "assistant")
 MESSAGES = Features({"messages": List({"role": Value("string"), "content": Value("string")})})
 
 
@@ -66,15 +69,13 @@ class Problems:
     """
 
     def __init__(self):
-        self.counts, self.first_rows = Counter(), {}
+        self.counts, self.first_rows = collections.Counter(), {}
 
-    def add(self, where, message, row=None):
-        """Notes one problem; the same message for several rows becomes one line."""
-        rows = self.first_rows.setdefault((where, message), [])
-        if row is not None:
-            self.counts[where, message] += 1
-            if len(rows) < SHOWN:
-                rows.append(row)
+    def add(self, where, message, *rows):
+        """Notes one problem of these rows; the same message for several rows becomes one line."""
+        first = self.first_rows.setdefault((where, message), [])
+        first += map(int, rows[: SHOWN - len(first)])
+        self.counts[where, message] += len(rows)
 
     def raise_all(self, name="the data"):
         """Raises one DataError with all the problems, or returns when there are none."""
@@ -96,16 +97,20 @@ class Problems:
 def read(source, *, split=None):
     """Reads a file, a saved folder, a Hub id or a Dataset as one memory-mapped `Dataset`.
 
-    `source` is the path of a .csv or .tsv file with a header, a .json file with a list of objects, a
-    .jsonl or .ndjson file with one object per line, a .parquet file, a folder written by
-    `save_to_disk`, a `Dataset`, or "owner/name" on the Hugging Face Hub. `split` picks one split
-    where there are several. The name of a file is kept as `file_name`, for errors.
+    `source` is the path of a file, a folder written by `save_to_disk`, a `Dataset`, or "owner/name" on the Hugging
+    Face Hub. `split` picks one split where there are several. The name of a file is kept as `file_name`, for errors.
 
-    A CSV file has no types, so all its columns come as text ("007" stays "007", and the word "None"
-    stays a word); `check` turns the labels into classes. The separator is a comma or a tab by the
-    file's name; where the first line has none of it, the most frequent of comma, semicolon and tab. It is
-    an error when the first line looks like data: one of its cells is a number, repeats another cell, or
-    is found again in its own column within the next 1,000 rows.
+    - .csv and .tsv, with a header; Excel's `sep=` line, `;`, tab or `|`, UTF-16 and `\\"` inside a cell are read too. A
+      CSV file has no types, so all its columns come as text ("007" stays "007", and the word "None" stays a word), but
+      for a column whose cells are all lists such as ['B-PER', 'O']. It is an error when the first line looks like data:
+      one of its cells is a number, or is found again in its own column within the next 1,000 rows; and when a row
+      repeats the header, wherever it is.
+    - .json, .jsonl and .ndjson: a list of objects, one object per line, SQuAD's own nesting (a row for each question),
+      one list in an object, or what pandas writes. NaN is a missing value. A column of objects that one Arrow type
+      would change (fields that only some rows have come back as None) stays JSON: it is as it was in the file.
+    - .conll, .iob, .iob2, .bio, .txt: one word per line, its tag last, blank lines between sentences. They become
+      `tokens` and `tags`; columns in between become `column 2`, `column 3`, ...
+    - .parquet.
 
     Raises `DataError` for anything that cannot be read.
 
@@ -130,7 +135,10 @@ or the Hub id.
     if path.is_dir() or (is_hub_id and not path.exists() and not path.parent.is_dir()):
         return _one_split(_load(source, path), path.name, split)
     _check_file(path)
-    dataset = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_rows(path)
+    try:
+        dataset = FORMATS[path.suffix.lower()](path)
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
     if dataset.num_rows == 0:
         raise DataError(f"{path.name}: holds no rows. Add some, or check that it was saved whole.")
     dataset.file_name = path.name
@@ -166,7 +174,7 @@ def _one_split(dataset, name, split):
 
 
 def _check_file(path):
-    """Raises for a file that is missing, empty, of an unknown format, or not UTF-8 (for that it is read once)."""
+    """Raises for a file that is missing, empty or of an unknown format."""
     if not path.exists():
         folder = "" if path.parent.is_dir() else f", and no folder {path.parent}"
         closest = _closest(path.name, [file.name for file in path.parent.glob("*")], "closest in its folder")
@@ -175,88 +183,328 @@ def _check_file(path):
         raise DataError(f"{path.name}: unknown format {path.suffix!r}. Use one of {', '.join(FORMATS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path.name}: the file is empty. Save it again from where it came.")
-    if path.suffix.lower() == ".parquet":
-        return
+
+
+def _open(path):
+    """The file as text: UTF-8, or the UTF-16 that Excel and Windows write."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    utf16 = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le" if start[1::2] == b"\0\0" else None
+    return path.open(encoding=utf16 or "utf-8-sig", newline="")
+
+
+def _not_utf8(path):
+    """The error for a file that is not what `_open` takes it for: where the first wrong byte is, and how to convert."""
+    cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text('cp1252'), "
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            if b"\0" in line:
+                break
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
-                guess = "utf-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else "cp1252"
-                raise DataError(
+                return DataError(
                     f"{path.name}, line {number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is "
-                    f"not UTF-8. If the file is {guess}, write a converted copy: `Path('utf8{path.suffix}').write_text("
-                    f"Path({str(path)!r}).read_text('{guess}'), 'utf-8')`, and read that."
-                ) from None
+                    f"not UTF-8. If the file is cp1252 (Latin-1, of a Western Windows), {cure}'utf-8')`, and read that."
+                )
+    return DataError(f"{path.name}: looks like UTF-16 and is not. Save it again as UTF-8.")
 
 
-def _csv_rows(path):
-    """Yields the rows of a CSV or TSV file as dicts of texts."""
-    csv.field_size_limit(LARGEST_CELL)
-    problems, examples, number = Problems(), {}, 0
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = next((line for line in file if line.strip()), "")
-        file.seek(0)
-        usual = "\t" if path.suffix.lower() == ".tsv" else ","
-        separator = usual if usual in first else max(usual + ",;\t", key=first.count)
-        rows = (row for row in csv.reader(file, delimiter=separator, strict=True) if row)
+# Tables as text
+
+PLAIN, ESCAPED, UNQUOTED = "plain", 'quotation marks written as \\"', "no quotation marks"
+LISTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+"""
+A_LIST = re.compile(rf"\s*\[\s*(?:(?:{LISTED})\s*(?:,\s*(?:{LISTED})\s*)*)?\]\s*")
+
+
+def _read_table(path):
+    """A CSV or TSV file; or columns of words and tags, when the first line ends in a tag."""
+    with _open(path) as file:
+        first = next((line for line in file if line.strip() and line[0] != "#"), "")
+    if first.startswith("-DOCSTART-") or re.search(rf"[ \t,](?:{TAG.pattern})\s*$", first):
+        return _read_conll(path)
+    dialect, refused = _dialect(path), None
+    with contextlib.suppress(pa.ArrowException), path.open("rb") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            regular = not any(dialect[::2]) and _is_regular(content, dialect[1])
+            has_escapes = content.find(b'\\"') >= 0
+        if regular and (dataset := _read_regular(path, dialect)):
+            return dataset
+    for way in (PLAIN, *([ESCAPED] if has_escapes else []), *([UNQUOTED] if dialect[1] == "\t" else [])):
         try:
-            # As pandas does: a column without a name is most often an index that was saved with the rest.
-            header = [name if name.strip() else f"Unnamed: {i}" for i, name in enumerate(next(rows, []))]
-            for number, row in enumerate(rows, 1):
-                if number <= 1000:
-                    _check_header(path.name, header, row, number)
-                if len(row) == len(header):
-                    yield dict(zip(header, row, strict=True))
-                    continue
-                example = examples.setdefault(len(row), _short(separator.join(row)))
-                cells = f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)}"
-                cure = f"Put quotation marks around a cell with a {separator!r} in it"
-                problems.add(path.name, f"has {cells}, such as {example}. {cure}, and close each one.", number)
+            return _written(path.name, lambda way=way: _csv_pieces(path, dialect, way))
         except csv.Error as error:
-            raise DataError(
-                f"{path.name}, row {number + 1}: cannot be read as CSV ({error}). Close each quotation mark, and write "
-                'one inside a quoted cell twice: "".'
-            ) from None
+            refused = refused or error
+        except DataError:  # of another way than the file's own there is nothing to say
+            if not refused:
+                raise
+    number = itertools.count()  # the header is not a row, and the row that cannot be read is
+    with contextlib.suppress(csv.Error):
+        collections.deque(zip(_csv_rows(path, dialect, PLAIN), number, strict=False), maxlen=0)
+    raise DataError(
+        f"{path.name}, row {next(number)}: cannot be read as CSV ({refused}). Close each quotation mark, and write one "
+        'inside a quoted cell twice: "".'
+    )
+
+
+def _dialect(path):
+    """Whether there is a line `sep=` before the header, the separator, and whether a space follows it."""
+    with _open(path) as file:
+        told = re.match(r'"?sep=([^"\r\n])', file.readline(), re.IGNORECASE)
+        file.seek(0)
+        first = next((line for line in itertools.islice(file, 1 if told else 0, None) if line.strip()), "")
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    separator = told[1] if told else usual if usual in first else max(usual + ",;\t|", key=first.count)
+    for candidate in () if told else dict.fromkeys(usual + ",;\t|"):  # which gives each row as many cells as the header
+        with contextlib.suppress(csv.Error):
+            counts = {len(row) for row in itertools.islice(_csv_rows(path, (False, candidate, False), PLAIN), 20)}
+            if len(counts) == 1 and counts != {1}:
+                separator = candidate
+                break
+    return bool(told), separator, re.search(f"{re.escape(separator)} +[^ ]", first) is not None
+
+
+def _is_regular(content, separator):
+    """Whether these bytes can be read in one way only: a quotation mark begins or ends a cell, or is twice in one.
+
+    Arrow's parser is many times faster than the `csv` module, and lets the others pass in some way of its own.
+    """
+    if content.find(b"\0") >= 0 or re.search(rb"\r(?!\n)", content):
+        return False
+    after_mark = np.array([ord('"'), ord(separator), ord("\n"), ord("\r")])
+    found = np.frombuffer(content, np.uint8)
+    pieces = range(0, len(found), 1 << 24)
+    marks = np.concatenate([np.flatnonzero(found[i : i + (1 << 24)] == ord('"')) + i for i in pieces])
+    opening, closing = marks[::2], marks[1::2]
+    first = 3 if content[:3] == b"\xef\xbb\xbf" else 0
+    begins = np.isin(found[opening - 1], after_mark[:3]) | (opening == first)
+    ends = np.isin(found[np.minimum(closing + 1, len(found) - 1)], after_mark)
+    del found
+    return len(marks) % 2 == 0 and bool(begins.all() and ends.all())
+
+
+def _read_regular(path, dialect):
+    """The table by Arrow's parser; None where the rows have to be looked at one by one, to say what is wrong."""
+    beginning = list(itertools.islice(_csv_rows(path, dialect, PLAIN), 1001))
+    names = beginning[0] if beginning else []
+    header, again = _header(names)
+    if len(beginning) < 2 or len({*header}) < len(header) or {*map(len, beginning)} != {len(header)}:
+        return None
+    _check_header(path.name, header, beginning[1:])
+    if _listed(dict(zip(header, zip(*beginning[1:], strict=True), strict=True))):
+        return None
+    file, schema, again = _temporary_file(), pa.schema([(name, pa.string()) for name in header]), pa.array([*again])
+    table = arrow_csv.open_csv(
+        path,
+        parse_options=arrow_csv.ParseOptions(delimiter=dialect[1], newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+    )
+    with table, pa.OSFile(file, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in table:
+            rows = batch.filter(pc.is_in(pc.utf8_trim_whitespace(batch.column(0)), again)).to_pylist()
+            if any(_same_names(row.values(), header) for row in rows):
+                return None
+            writer.write_batch(pa.record_batch(batch.columns, schema=schema))
+    return Dataset.from_file(file)
+
+
+def _csv_rows(path, dialect, way):
+    """Yields the header and the rows that are not empty, as lists of cells."""
+    csv.field_size_limit(LARGEST_CELL)
+    told, separator, spaces = dialect
+    quoting = csv.QUOTE_NONE if way == UNQUOTED else csv.QUOTE_MINIMAL
+    with _open(path) as file:
+        lines = itertools.islice(file, 1, None) if told else file
+        if way == ESCAPED:
+            lines = (re.sub(r'\\(["\\])', lambda found: {'"': '""'}.get(found[1], found[1]), line) for line in lines)
+        yield from filter(
+            None, csv.reader(lines, delimiter=separator, skipinitialspace=spaces, quoting=quoting, strict=True)
+        )
+
+
+def _csv_pieces(path, dialect, way):
+    """Yields the columns of each piece of a CSV or TSV file."""
+    rows, problems, start, listed = _csv_rows(path, dialect, way), Problems(), 1, None
+    header, again = _header(next(rows, []))
+    while piece := list(itertools.islice(rows, BATCH)):
+        if start == 1:
+            _check_header(path.name, header, piece[:1000])
+        repeats = [i for i, row in enumerate(piece) if row[0].strip() in again and _same_names(row, header)]
+        for i in repeats:
+            cure = "Two files were joined, or there is no header: delete that line, or add a first line"
+            problems.add(path.name, f"repeats the header ({_names(header)}). {cure}.", start + i)
+        if set(map(len, piece)) != {len(header)}:
+            _check_ragged(problems, path.name, piece, start, header, dialect[1])
+        elif not problems.first_rows:
+            columns = dict(zip(header, zip(*piece, strict=True), strict=True))
+            listed = _listed(columns) if listed is None else listed
+            yield columns | {name: _parsed_lists(path.name, name, columns[name], start) for name in listed}
+        start += len(piece)
     problems.raise_all(path.name)
 
 
-def _check_header(file, header, row, number):
-    for name, cell in itertools.zip_longest(header, row[: len(header)]):
-        if _is_number(name):
-            reason = f"{_short(name)} is a number"
-        elif header.count(name) > 1:
-            reason = f"{_short(name)} is there twice"
-        elif name == cell:
-            reason = f"{_short(name)} is found again in the same column in row {number}"
-        else:
-            continue
+def _header(names):
+    """The names of the columns, and how a second header in the middle of the file may begin."""
+    # As pandas does: a column without a name is most often an index that was saved with the rest.
+    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
+    again = {spelled for name in header for spelled in (name, name.lower(), name.upper(), name.title())}
+    return header, again | {f"\ufeff{name}" for name in header}
+
+
+def _same_names(row, header):
+    """Whether these cells are the names of the columns, in any order and case."""
+    return sorted(cell.strip('\ufeff "').casefold() for cell in row) == sorted(map(str.casefold, header))
+
+
+def _check_header(file, header, rows):
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        cure = "Rename one of the columns; if the first line is data, add one such as text,label"
+        raise DataError(f"{file}: in the header {_short(twice)} is there twice. {cure}.")
+    reason = next((f"{_short(name)} is a number" for name in header if _is_number(name)), None)
+    for number, row in enumerate(rows, 1):
+        found = [name for name, cell in zip(header, row, strict=False) if name == cell]
+        if found and not reason and not _same_names(row, header):
+            reason = f"{_short(found[0])} is found again in the same column in row {number}"
+    if reason:
         raise DataError(
             f"{file}: the first line looks like data, not like column names: {reason}. "
             "Add a first line such as text,label, or rename that column."
         )
 
 
+def _check_ragged(problems, file, rows, start, header, separator):
+    """Notes the rows that have another number of cells than the header."""
+    examples = {}
+    for number, row in enumerate(rows, start):
+        if len(row) != len(header):
+            example = examples.setdefault(len(row), _short(separator.join(row)))
+            cells = f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)}"
+            cure = f"Put quotation marks around a cell with a {separator!r} in it"
+            problems.add(file, f"has {cells}, such as {example}. {cure}, and close each one.", number)
+
+
+def _listed(columns):
+    """The columns in which each cell is a list, as pandas writes one."""
+    return [
+        name
+        for name, cells in columns.items()
+        if cells[0].lstrip()[:1] == "[" and all(map(A_LIST.fullmatch, cells)) and any(cell != "[]" for cell in cells)
+    ]
+
+
+def _parsed_lists(file, column, cells, start):
+    for number, cell in enumerate(cells, start):
+        if not A_LIST.fullmatch(cell):
+            raise DataError(
+                f"{file}, row {number}: column {_short(column)} holds {_short(cell)}, where the rows before it hold "
+                "lists such as ['a', 'b']. Make them one kind."
+            )
+    try:
+        return [ast.literal_eval(cell.strip()) for cell in cells]
+    except (ValueError, SyntaxError) as error:  # half an escape, a number with leading zeros
+        raise DataError(f"{file}: column {_short(column)} holds a list that is none ({_first_line(error)}).") from None
+
+
+# Words and tags in columns
+
+TAG = re.compile(r"O|[BIESULM]-\S+")
+
+
+def _read_conll(path):
+    return _written(path.name, lambda: _pieces(path.name, _conll_rows(path)))
+
+
+def _conll_rows(path):
+    """Yields the sentences of a file with a word per line, its columns by spaces or tabs, and blank lines between."""
+    with _open(path) as file:
+        lines, width, sentence = enumerate(itertools.chain(file, [""]), 1), None, []
+        for number, line in lines:
+            line = line.strip("\r\n ")
+            cells = line.split("\t") if "\t" in line else re.split(" +", line)
+            if not line.strip() or cells[0] == "-DOCSTART-" or _is_comment(cells, width):
+                if sentence and cells[0][:1] != "#":
+                    yield _sentence(sentence)
+                    sentence = []
+                continue
+            width = width or len(cells)
+            if len(cells) != width or width == 1 or not all(map(str.strip, cells)):
+                raise DataError(
+                    f"{path.name}, line {number}: has {len(cells)} columns ({_short(line)}), where there should be "
+                    f"{max(width, 2)}: a word first, its tag last. Correct the line; a blank line ends a sentence."
+                )
+            sentence.append(cells)
+
+
+def _is_comment(cells, width):
+    return cells[0][:1] == "#" and len(cells) != width and not TAG.fullmatch(cells[-1])
+
+
+def _sentence(lines):
+    """The columns of a sentence; numbers of words, which some files begin with, are left out."""
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    if len(columns) > 2 and columns[0] in ([str(i + first) for i in range(len(lines))] for first in (0, 1)):
+        columns = columns[1:]
+    between = {f"column {number}": column for number, column in enumerate(columns[1:-1], 2)}
+    return {"tokens": columns[0], **between, "tags": columns[-1]}
+
+
+# JSON
+
+
+def _read_json(path):
+    return _written(path.name, lambda: _pieces(path.name, _json_rows(path)))
+
+
 def _json_rows(path):
-    """Returns the objects of a JSON list, which is held in memory whole."""
-    rows = _parsed(path.name, path.read_text("utf-8-sig"))
-    if not isinstance(rows, list):
-        hint = "If it is one object per line, rename it to .jsonl."
-        raise DataError(f'{path.name}: is not a list of objects ([{{"text": ...}}, ...]). {hint}')
-    return rows
+    """Yields the objects of a JSON Lines file; or of a list or another shape of one, which is held in memory whole."""
+    with _open(path) as file:
+        lines = ((number, line.rstrip()) for number, line in enumerate(file, 1) if line.strip())
+        beginning = list(itertools.islice(lines, 2))
+        single = len(beginning) == 1
+        try:
+            row = DECODER.decode(beginning[0][1].lstrip()) if beginning else None
+        except (RecursionError, ValueError):
+            row = None
+        is_whole = single and (path.suffix.lower() == ".json" or _is_squad(row))
+        if isinstance(row, dict) and not is_whole:
+            for number, line in itertools.chain(beginning, lines):
+                yield _parsed(path.name, line.lstrip(), number)
+            return
+    with _open(path) as file:
+        content = file.read()
+    try:
+        whole = _parsed(path.name, content)
+    except DataError:
+        if path.suffix.lower() != ".json" and beginning and beginning[0][1].lstrip()[:1] != "[":
+            _parsed(path.name, beginning[0][1].lstrip(), beginning[0][0])  # raises with the first line
+        raise
+    rows = whole if isinstance(whole, list) else _unfolded(path.name, whole)
+    if rows is None:
+        has = f" It is an object with {_names(whole)}." if isinstance(whole, dict) else ""
+        hint = "If it is one object per line, it is a .jsonl file."
+        raise DataError(f'{path.name}: is not a list of objects ([{{"text": ...}}, ...]).{has} {hint}')
+    yield from rows
 
 
-def _json_lines(path):
-    """Yields the objects of a JSON Lines file."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parsed(path.name, line.rstrip(), number)
+def _unique(pairs):
+    """An object; JSON would take the last of two values of one name and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {_short(next(n for n in names if names.count(n) > 1))} is twice in one object")
+    return found
+
+
+def _constant(name):
+    return None if name == "NaN" else float(name)  # NaN stands for a missing value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
 
 
 def _parsed(name, content, line=1):
     try:
-        return json.loads(content)
+        return DECODER.decode(content)
     except (RecursionError, ValueError) as error:
         line, column = line + getattr(error, "lineno", 1) - 1, getattr(error, "colno", 1)
         raise DataError(
@@ -265,9 +513,80 @@ def _parsed(name, content, line=1):
         ) from None
 
 
-# For each ending, a function of the path that yields the rows as dicts. It is called twice: for types, then for values.
-READERS = {".csv": _csv_rows, ".tsv": _csv_rows, ".json": _json_rows, ".jsonl": _json_lines, ".ndjson": _json_lines}
-FORMATS = (*READERS, ".parquet")  # Parquet has types of its own and is read by `datasets`
+def _unfolded(name, whole):
+    """The rows of an object that holds them in one of the shapes of `SHAPES`, or None."""
+    if not isinstance(whole, dict):
+        return None
+    for shape, unfold in SHAPES.items():
+        try:
+            rows = unfold(whole)
+        except (AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
+            raise DataError(f"{name}: looks like {shape} and is not: {type(error).__name__}: {error}.") from None
+        if rows is not None:
+            return rows
+    return None
+
+
+def _of_squad(whole):
+    """A row for each question, as on the Hub."""
+    if not _is_squad(whole):
+        return None
+    return [
+        {"id": asked.get("id"), "title": article.get("title"), "context": part["context"]}
+        | {"question": asked["question"]}
+        | {"answers": {key: [a[key] for a in asked.get("answers") or []] for key in ("text", "answer_start")}}
+        for article in whole["data"]
+        for part in article["paragraphs"]
+        for asked in part["qas"]
+    ]
+
+
+def _is_squad(whole):
+    return isinstance(whole, dict) and _objects(whole.get("data")) and "paragraphs" in whole["data"][0]
+
+
+def _of_one_list(whole):
+    lists = [key for key, value in whole.items() if _objects(value) and key not in CHATS]
+    return whole[lists[0]] if len(lists) == 1 and not set(CHATS) & set(whole) else None
+
+
+def _of_columns(whole):
+    """What pandas.to_json writes: columns, rows by their index, or a table apart from its names."""
+    values = list(whole.values())
+    if "columns" in whole and "data" in whole:
+        return [dict(zip(whole["columns"], row, strict=True)) for row in whole["data"]]
+    if values and all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
+        by_column = {name: list(value.values()) for name, value in whole.items()}
+        return values if all(name.isdecimal() for name in whole) else _of_columns(by_column)
+    if values and all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        return [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)] if values[0] else None
+    return None
+
+
+def _objects(value):
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+# What a JSON object may hold instead of a list of rows: for each shape a function that gives its rows, or None.
+SHAPES = {
+    "SQuAD's own file": _of_squad,
+    "one list of rows in an object": _of_one_list,
+    "a table of pandas": _of_columns,
+}
+
+
+def _pieces(file, rows):
+    """Yields the columns of each piece of these rows."""
+    numbered = enumerate(rows, 1)
+    while piece := list(itertools.islice(numbered, BATCH)):
+        for number, row in piece:
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{file}, row {number}: holds {KINDS.get(type(row), 'null')}, not an object. "
+                    'Each row has to be an object such as {"text": "...", "label": "..."}.'
+                )
+        names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in piece))
+        yield {name: [row.get(name) for _, row in piece] for name in names}
 
 
 def _read_parquet(path):
@@ -278,44 +597,80 @@ def _read_parquet(path):
         raise DataError(f"{path.name}: cannot be read as Parquet ({_first_line(error)}). Save it again.") from None
 
 
-def _read_rows(path):
-    """Writes the rows of a file as Arrow and maps them into memory.
+# For each ending, a function of the path that reads the file as a Dataset.
+FORMATS = dict.fromkeys((".csv", ".tsv", ".txt"), _read_table)
+FORMATS |= dict.fromkeys((".json", ".jsonl", ".ndjson"), _read_json)
+FORMATS |= dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), _read_conll) | {".parquet": _read_parquet}
 
-    The file is read twice: a column's type is only known once its last row is seen.
+
+def _written(file, pieces):
+    """Writes pieces of columns as Arrow and maps them into memory.
+
+    `pieces` gives an iterator of {column: values}. It is called once where each piece has the types of the first, and
+    three times where not: a column's type is only known once its last row is seen.
     """
-    types = {}
-    for start, columns in _pieces(path):
+    types = None
+    for start in (1, 2):
+        if start == 2:
+            types = _types(file, pieces())
+        path = _temporary_file()
+        try:
+            with contextlib.suppress(_OtherTypes), contextlib.closing(pieces()) as found:
+                return _arrow_file(file, path, found, types)
+        except UNFIT as error:
+            if isinstance(error, (DataError, UnicodeDecodeError)):
+                raise
+            if start == 2:
+                raise DataError(f"{file}: has a column that `datasets` cannot hold ({_first_line(error)}).") from None
+
+
+class _OtherTypes(Exception):
+    """A piece has other types than the first."""
+
+
+def _arrow_file(file, path, pieces, types):
+    fixed, first = types, next(pieces, {})
+    types = types or _types(file, [first])
+    schema = pa.schema(list(types.items()))
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for columns in itertools.chain([first], pieces):
+            if not fixed and columns.keys() - types.keys():
+                raise _OtherTypes
+            n_rows = len(next(iter(columns.values()), ()))
+            arrays = [_array(columns.get(name, [None] * n_rows), type_, fixed) for name, type_ in types.items()]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+    return Dataset.from_file(path)
+
+
+def _array(values, type_, fixed):
+    """These values as Arrow; raises `_OtherTypes` when they are of another type that nobody fixed."""
+    if _is_json(type_):
+        if not _fits_json(values, type_):
+            raise _OtherTypes
+        return _json_array(values, type_)
+    if fixed:
+        return pa.array(values, type_)
+    try:
+        array = pa.array(values)
+    except UNFIT:
+        raise _OtherTypes from None
+    if array.type not in (type_, pa.null()) or not _is_exact(array, values):
+        raise _OtherTypes
+    return array if array.type == type_ else pa.array(values, type_)
+
+
+def _types(file, pieces):
+    """The Arrow type of each column that holds all its values."""
+    types, start = {}, 1
+    for columns in pieces:
         for name, values in columns.items():
             before = types.get(name, pa.null())
             try:
                 types[name] = _common_type(values, before)
             except UNFIT:
-                raise _misfit(path.name, name, values, start, before) from None
-    file = _temporary_file()
-    try:
-        schema = pa.schema(list(types.items()))
-        with pa.OSFile(file, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for _, columns in _pieces(path):
-                n_rows = len(next(iter(columns.values()), ()))
-                arrays = [pa.array(columns.get(name, [None] * n_rows), types[name]) for name in types]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-        return Dataset.from_file(file)
-    except UNFIT as error:
-        raise DataError(f"{path.name}: has a column that `datasets` cannot hold ({_first_line(error)}).") from None
-
-
-def _pieces(path):
-    """Yields the number of the first row and the columns of each piece of a file."""
-    rows = enumerate(READERS[path.suffix.lower()](path), 1)
-    while piece := list(itertools.islice(rows, BATCH)):
-        for number, row in piece:
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path.name}, row {number}: holds {KINDS.get(type(row), 'null')}, not an object. "
-                    'Each row has to be an object such as {"text": "...", "label": "..."}; a list is a .json file.'
-                )
-        names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in piece))
-        yield piece[0][0], {name: [row.get(name) for _, row in piece] for name in names}
+                raise _misfit(file, name, values, start, before) from None
+        start += len(next(iter(columns.values()), ()))
+    return types
 
 
 UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -323,11 +678,65 @@ KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text",
 
 
 def _common_type(values, before):
-    """The Arrow type that holds these values and those before them; raises one of `UNFIT` where there is none."""
-    schemas = [pa.schema([("x", type_)]) for type_ in (before, pa.array(values).type)]
-    common = pa.unify_schemas(schemas, promote_options="permissive").field("x").type
-    pa.array(values, common)
-    return common
+    """The Arrow type that holds these values and those before them; raises one of `UNFIT` where there is none.
+
+    Objects that it does not hold as they are stay JSON: Arrow gives each all the fields that any of them has.
+    """
+    as_json = _json_type(values)
+    if _is_json(before) and _fits_json(values, before):
+        _json_array(values, before)
+        return before
+    try:
+        array = pa.array(values)
+        schemas = [pa.schema([("x", type_)]) for type_ in (before, array.type)]
+        common = pa.unify_schemas(schemas, promote_options="permissive").field("x").type
+        same = pa.types.is_null(before) or pa.types.is_null(array.type) or before == array.type
+        if as_json is None or (same and _is_exact(array, values)):
+            pa.array(values, common)
+            return common
+    except UNFIT:
+        if as_json is None:
+            raise
+    if pa.types.is_null(before) or pa.types.is_nested(before):
+        _json_array(values, as_json)
+        return as_json
+    raise TypeError(f"{before} and objects")
+
+
+def _json_type(values):
+    """How objects, or lists of objects, are kept as JSON; None for values that are neither."""
+    found = [value for value in values if value is not None]
+    if found and all(isinstance(value, dict) for value in found):
+        return pa.json_()
+    items = [item for value in found for item in (value if isinstance(value, list) else [0]) if item is not None]
+    return pa.list_(pa.json_()) if items and all(isinstance(item, dict) for item in items) else None
+
+
+def _is_json(type_):
+    return isinstance(type_.value_type if pa.types.is_list(type_) else type_, pa.JsonType)
+
+
+def _fits_json(values, type_):
+    empty = (None,) if type_ == pa.json_() else (None, [])
+    return _json_type(values) == type_ or all(value in empty for value in values)
+
+
+def _json_array(values, type_):
+    def text(value):
+        written = None if value is None else json.dumps(value, ensure_ascii=False)
+        if written is not None:
+            ujson_loads(written)  # with what `datasets` reads it: raises for numbers that it cannot
+        return written
+
+    if pa.types.is_list(type_):
+        texts = [None if items is None else [text(item) for item in items] for items in values]
+        return pa.array(texts, pa.list_(pa.string())).cast(type_)
+    return pa.array([text(value) for value in values], pa.string()).cast(type_)
+
+
+def _is_exact(array, values):
+    """Whether objects come back from Arrow as they went in: the same fields, in the same order, of the same types."""
+    return "struct<" not in str(array.type) or json.dumps(array.to_pylist()) == json.dumps(values)
 
 
 def _misfit(file, column, values, start, before):
@@ -363,8 +772,10 @@ def _temporary_file():
 # ---- Checking --------------------------------------------------------------------------------------
 
 # What a column may hold, as regular expressions for `_kind`.
-TEXT, LABEL = r"string.*|null", r"string.*|null|bool|u?int\d+|float\d+"
+TEXT, LABEL = r"string.*|null", r"(list of )?(string.*|null|bool|u?int\d+|float\d+)"
 WORDS, TAGS = r"list of (string.*|null)", r"list of (string.*|null|u?int\d+)"
+HIDDEN = {None, "-1", "?"}  # how test sets are published without their labels
+NO_VALUE = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}  # what programs write for a missing value
 
 
 def check(dataset, *, text="text", label="label", labels=None, name=None, duplicates="error"):
@@ -374,10 +785,13 @@ def check(dataset, *, text="text", label="label", labels=None, name=None, duplic
     and a text of another split must not be in it (`duplicates="ignore"` lets that pass). `text` may be
     two columns for pairs of sentences. `labels` are the allowed labels, in the order of their numbers;
     without it they are those found, sorted. Labels may be text or whole numbers: the class of label 3
-    is then named "3", or `labels[3]` where `labels` are words. `name` stands before the row number in
-    errors; a `Dataset` straight from `read` has the name of its file.
+    is then named "3", or `labels[3]` where `labels` are words. Spaces around a label do not count, and "1.0" is "1".
+    `name` stands before the row number in errors; a `Dataset` straight from `read` has the name of its file.
 
-    Returns the same with the label column as `ClassLabel`. Raises `DataError` with all problems, the
+    Where a row may have several labels, the column holds lists of them; or `label` is a list of columns of 0 and 1, one
+    for each class, which become one column "label" of lists (without a column `label`, all such columns are taken).
+
+    Returns the same with the label column as `ClassLabel`, or a list of them. Raises `DataError` with all problems, the
     first five rows of each, counted in the order of `dataset`: so check before you shuffle.
 
     >>> from datasets import Dataset
@@ -390,11 +804,18 @@ def check(dataset, *, text="text", label="label", labels=None, name=None, duplic
 labels=[...].
     >>> check(rows.select([0, 1])).features["label"].names
     ['negative', 'positive']
+    >>> rows = Dataset.from_dict({"text": ["You fool", "Hello"], "rude": [1, 0], "threat": [0, 0]})
+    >>> check(rows, label=["rude", "threat"])["label"][:]
+    [[0], []]
 
     Taught in notebooks/01_classification.ipynb, "See the data".
     """
     _known_duplicates(duplicates)
     splits, columns, problems = _splits(dataset, name), _columns(text), Problems()
+    if hot := _hot_columns(next(iter(splits.values())), columns, label):
+        splits = {where: _label_lists(problems, where, rows, hot) for where, rows in splits.items()}
+        problems.raise_all(name or ", ".join(splits))
+        label = "label"
     labelled, readable = {}, {}
     for where, rows in splits.items():
         texts_fit = [_fits(problems, where, rows, column, TEXT, "text") for column in columns]
@@ -402,26 +823,31 @@ labels=[...].
             _check_texts(problems, where, rows, column)
         if all(texts_fit):
             readable[where] = rows
-        if _fits(problems, where, rows, label, LABEL, "text or whole numbers"):
+        if labelled and label not in rows.column_names:
+            _note_hidden(problems, where, f'has no column "{label}"')
+        elif _fits(problems, where, rows, label, LABEL, "text or whole numbers"):
             labelled[where] = rows
     names, numbers = _classes(problems, labelled, label, labels)
     if duplicates == "error" and len(readable) == len(splits):
         _check_leaks(problems, splits, columns)
     problems.raise_all(name or ", ".join(splits))
+    if hot:
+        dataset = _each(dataset, lambda rows: _label_lists(problems, "", rows, hot))
     return _each(dataset, lambda rows: _with_classes(rows, label, names, numbers))
 
 
 def check_tokens(dataset, *, tokens="tokens", tags="tags", labels=None, name=None, duplicates="error"):
-    """Checks sentences that are lists of words with a BIO tag for each, and makes the tags classes.
+    """Checks sentences that are lists of words with a tag for each, and makes the tags classes.
 
     As `check`, with these problems: a sentence without words, an empty word, as many tags as words, a
-    tag that is not O, B-X or I-X (or not in `labels`), and I-X that does not follow B-X or I-X.
+    tag that is not O or B-X or the like (or not in `labels`), and one that its scheme does not allow at its place.
+    Tags of the schemes IOB1, BIOES and BILOU are made BIO ones, in which I-X follows B-X or I-X.
     Returns the same with the tags as lists of `ClassLabel`: O first, the others sorted.
 
     >>> from datasets import Dataset
-    >>> rows = Dataset.from_dict({"tokens": [["Ada", "slept"]], "tags": [["B-PER", "O"]]})
-    >>> check_tokens(rows).features["tags"].feature.names
-    ['O', 'B-PER']
+    >>> rows = Dataset.from_dict({"tokens": [["Ada", "King", "slept"]], "tags": [["B-PER", "E-PER", "O"]]})
+    >>> check_tokens(rows).features["tags"].feature.names, check_tokens(rows)["tags"][0]
+    (['O', 'B-PER', 'I-PER'], [1, 2, 0])
 
     Taught in notebooks/01_classification.ipynb, "The same idea for each token".
     """
@@ -432,13 +858,25 @@ def check_tokens(dataset, *, tokens="tokens", tags="tags", labels=None, name=Non
         if _fits(problems, where, rows, tags, TAGS, "lists of text or whole numbers") and words_fit:
             _check_sentences(problems, where, rows, tokens, tags)
             usable[where] = rows
-    names, numbers = _classes(problems, usable, tags, labels)
+    names, numbers = _classes(problems, usable, tags, labels, tags=True)
+    words = {tag: names[number] for tag, number in numbers.items()}
+    scheme = _scheme(usable, tags, words)
     for where, rows in usable.items():
-        _check_bio(problems, where, rows, tags, {tag: names[number] for tag, number in numbers.items()})
+        for row, sentence in _labels(rows, tags):
+            for message in _scheme_problems([words.get(tag, tag) for tag in sentence], scheme):
+                problems.add(where, message, row)
     if duplicates == "error" and len(usable) == len(splits):
         _check_leaks(problems, splits, [tokens])
     problems.raise_all(name or ", ".join(splits))
-    return _each(dataset, lambda rows: _with_classes(rows, tags, names, numbers))
+    if scheme == "BIO":
+        return _each(dataset, lambda rows: _with_classes(rows, tags, names, numbers))
+    spread = [
+        ("B" + name[1:], "I" + name[1:]) if scheme == "IOB1" and name != "O" else _as_bio([name], scheme)
+        for name in names
+    ]
+    names = list(dict.fromkeys(itertools.chain.from_iterable(spread)))
+    names = names if labels is not None else _in_order(names)
+    return _each(dataset, lambda rows: _with_classes(_in_bio(rows, tags, words, scheme), tags, names))
 
 
 def _known_duplicates(duplicates):
@@ -452,17 +890,22 @@ def _fits(problems, where, rows, column, kind, expected):
         return False
     if re.fullmatch(kind, _kind(rows.features[column])):
         return True
-    hint = " A CSV cell cannot hold a list: save as JSON Lines." if "list" in expected else ""
+    hint = " One word a row? Make each sentence a row of lists, in JSON Lines." if "list" in expected else ""
     holds = f'column "{column}" holds {_kind(rows.features[column])}, not {expected}'
     problems.add(where, f"{holds}. Pass the name of the right column.{hint}")
     return False
 
 
-def _check_texts(problems, where, rows, column):
-    for row, (content,) in _numbered(rows, column):
-        if content is None or not content.strip():
-            what = "missing (null)" if content is None else "empty"
-            problems.add(where, f'the text in column "{column}" is {what}. Fill it in, or drop the row.', row)
+def _check_texts(problems, where, rows, column, cure="Fill it in"):
+    start = 1
+    for values in _arrays(rows, column):
+        missing = np.asarray(values.is_null())
+        blank = pc.equal(pc.utf8_trim_whitespace(values.cast(pa.large_string())), "").fill_null(False)
+        for name, found in (("missing (null)", missing), ("empty", np.asarray(blank))):
+            if found.any():
+                message = f'the text in column "{column}" is {name}. {cure}, or drop the row.'
+                problems.add(where, message, *(np.flatnonzero(found) + start))
+        start += len(values)
 
 
 def _check_sentences(problems, where, rows, tokens, tags):
@@ -475,21 +918,101 @@ def _check_sentences(problems, where, rows, tokens, tags):
             problems.add(where, f"{tokens} and {tags} differ in length. Give each word one tag.", row)
 
 
-def _check_bio(problems, where, rows, tags, names):
-    """I-X has to follow B-X or I-X of the same sentence."""
-    for row, labels in _labels(rows, tags):
-        sentence = [names.get(label, label) for label in labels]
-        for before, tag in zip([None, *sentence], sentence, strict=False):
-            if tag and tag.startswith("I-") and before not in (tag, "B" + tag[1:]):
-                place = f'follows "{before}"' if before else "starts a sentence"
-                cure = "I-X has to follow B-X or I-X: make it B- there."
-                problems.add(where, f'tag "{tag}" {place}. {cure}', row)
+# The schemes of tags: each has B-X for the first word of an entity or I-X for one inside it; IOB1 has B-X only between
+# two entities of one kind; BIOES and BILOU have letters for the last word and for the only one too.
+ENDS, SINGLE, INSIDE = "EL", "SU", "IM"
+
+
+def _scheme(splits, tags, words):
+    """The scheme of the tags of all splits: "BIO", "IOB1", or "BIOES" (BILOU is the same in other letters)."""
+    if any(word[:2] in [f"{letter}-" for letter in ENDS + SINGLE + "M"] for word in words.values()):
+        return "BIOES"
+    inside, begun = False, False
+    for rows in splits.values():
+        for _, sentence in _labels(rows, tags):
+            sentence = [words.get(tag, tag) or "O" for tag in sentence]
+            for before, tag in itertools.pairwise(["O", *sentence]):
+                if before[2:] != tag[2:] or before == "O":
+                    inside, begun = inside or tag.startswith("I-"), begun or tag.startswith("B-")
+    return "IOB1" if inside and not begun else "BIO"
+
+
+def _scheme_problems(sentence, scheme):
+    """What is wrong with the tags of a sentence, if anything."""
+    for before, tag in itertools.pairwise([None, *sentence, *(["O"] if scheme == "BIOES" else [])]):
+        before, tag = before or "", tag or ""
+        goes_on = before[:1] in ("B", *INSIDE) and before[1:2] == "-" and before[2:] == tag[2:]
+        if tag and tag[0] in ENDS + INSIDE and scheme != "IOB1" and not goes_on:
+            place = f'follows "{before}"' if before else "starts a sentence"
+            yield f'tag "{tag}" {place}. {tag[0]}-X has to follow B-X or I-X: make it B- there.'
+        elif scheme == "BIOES" and before[:2] in ("B-", "I-", "M-") and not (goes_on and tag[:1] in ENDS + INSIDE):
+            yield f'tag "{before}" is not followed by one of the same entity. End it with E-X (or L-X), or make it S-X.'
+
+
+def _as_bio(sentence, scheme):
+    """The tags of a sentence in BIO, where B-X begins each entity and I-X goes on."""
+    for before, tag in itertools.pairwise(["O", *sentence]):
+        begins = tag[0] in "B" + SINGLE or (scheme == "IOB1" and before[2:] != tag[2:])
+        yield tag if tag == "O" else ("B" if begins else "I") + tag[1:]
+
+
+def _in_bio(rows, tags, words, scheme):
+    """The same rows with the words of BIO tags."""
+    as_text = _label_reader(rows.features[tags])
+
+    def change(batch):
+        return {tags: [list(_as_bio([words[as_text(tag)] for tag in values], scheme)) for values in batch[tags]]}
+
+    return _map(rows.with_format(None), change, features=Features(rows.features | {tags: List(Value("string"))}))
+
+
+def _hot_columns(rows, texts, label):
+    """The columns of 0 and 1 that stand for a class each, if the labels are in such columns."""
+    if not isinstance(label, str):
+        return list(label)
+    if label != "label" or label in rows.column_names:
+        return []
+    others = [
+        name for name in rows.column_names if name not in texts and re.fullmatch(LABEL, _kind(rows.features[name]))
+    ]
+    found = [name for name in others if _label_counts(rows, name, most=2).keys() <= HOT.keys()]
+    return found if len(found) > 1 else []
+
+
+HOT = {"0": False, "1": True, "false": False, "true": True, "False": False, "True": True}
+
+
+def _label_lists(problems, where, rows, hot):
+    """The same rows with one column of lists of classes for columns of 0 and 1; notes what is neither."""
+    if not _check_columns(problems, where, rows, hot):
+        return rows
+    for name in hot:
+        found = _label_counts(rows, name)
+        slips = {value: f'column "{name}" holds {_short(value)}, not 0 or 1' for value in found.keys() - HOT.keys()}
+        _note_slips(
+            problems,
+            where,
+            rows,
+            name,
+            {value: f"{what}. Correct it, or drop the row." for value, what in slips.items()},
+        )
+    if problems.first_rows:
+        return rows
+    classes = List(ClassLabel(names=hot))
+    features = Features({name: kind for name, kind in rows.features.items() if name not in hot} | {"label": classes})
+    readers = {name: _label_reader(rows.features[name]) for name in hot}
+
+    def gather(batch):
+        columns = [[HOT[readers[name](value)] for value in batch[name]] for name in hot]
+        return {"label": [np.flatnonzero(row).tolist() for row in zip(*columns, strict=True)]}
+
+    return _map(rows.with_format(None), gather, remove_columns=hot, features=features)
 
 
 def _check_leaks(problems, splits, columns):
     """Notes the rows of other splits whose text is in the training split (the first) too."""
     train, *others = splits
-    trained = _hashes(splits[train], columns)
+    trained = _hashes(splits[train], columns) if others else []
     for where in others:
         hashes = _hashes(splits[where], columns)
         leaked = np.flatnonzero(np.isin(hashes, trained) & (hashes != 0))
@@ -497,11 +1020,15 @@ def _check_leaks(problems, splits, columns):
             twin = int(np.argmax(trained == hashes[leaked[0]])) + 1
             message = f"the same text is in {train} (the first is row {twin} there), so a score would be too good."
             cure = 'Drop it with data.without_overlaps, or pass duplicates="ignore".'
-        for i in leaked:
-            problems.add(where, f"{message} {cure}", int(i) + 1)
+            problems.add(where, f"{message} {cure}", *(leaked + 1))
 
 
-def _classes(problems, splits, label, labels):
+def _note_hidden(problems, where, what):
+    cure = "It was published without labels: leave this split out, and hold out rows of your own with data.split."
+    problems.add(where, f"{what}. {cure}")
+
+
+def _classes(problems, splits, label, labels, tags=False):
     """The names of the classes and {label as text: its number}; notes the labels that are none of them."""
     if not splits:
         return [], {}
@@ -514,44 +1041,60 @@ def _classes(problems, splits, label, labels):
     trained, feature = [value for value in counts[first] if value is not None], splits[first].features[label]
     names = [str(value) for value in labels] if labels is not None else _class_names(feature)
     source = "" if names else f", the labels of {first}"
-    names = keys = names or _in_order(trained)
+    names = names or _in_order(trained)
+    keys = [_label_text(name) for name in names]
     if trained and all(map(_is_number, trained)) and not any(map(_is_number, names)):
         keys = [str(number) for number in range(len(names))]  # words for labels that the data has as 0, 1, 2
     for where, rows in splits.items():
-        slips = {} if not source else _odd_tags(counts[where]) if _is_list(feature) else _odd_labels(counts[where])
-        for value in counts[where].keys() - {*keys, *slips, None}:
+        found = counts[where]
+        if found and found.keys() <= HIDDEN and (where == first or not found.keys() & {*keys}) and not tags:
+            shown = "-1" if "-1" in found or _class_names(rows.features[label]) else "?" if "?" in found else "missing"
+            _note_hidden(problems, where, f"every {label} is {shown}")
+            continue
+        slips = {} if not source else _odd_tags(found) if tags else _odd_labels(found, label)
+        for value in found.keys() - {*keys, *slips, None}:
             closest = _closest(value, keys, "closest")
             what = f"{label} {_short(value)} is not one of {_names(keys)}{source}{closest}"
             slips[value] = f"{what}. Correct it, or pass labels=[...]."
-        if slips or None in counts[where]:
-            _note_slips(problems, where, rows, label, slips)
-    if len(trained) == 1 and not _is_list(feature):
+        if slips or None in found:
+            what = "a tag" if tags else f"the {label}"
+            missing = {None: f"{what} is missing. Fill it in, or drop the row."}
+            _note_slips(problems, where, rows, label, missing | slips)
+    if len(trained) == 1 and trained[0] not in HIDDEN and not _is_list(feature):
         problems.add(first, f"every {label} is {_short(trained[0])}. A classifier needs two classes.")
     return names, {key: number for number, key in enumerate(keys)}
 
 
 def _note_slips(problems, where, rows, label, slips):
-    """Notes the rows of missing labels and of the first few of `slips`, {label: what is wrong with it}."""
-    what = "a tag" if _is_list(rows.features[label]) else f"the {label}"
-    shown = dict(itertools.islice(slips.items(), SHOWN)) | {None: f"{what} is missing. Fill it in, or drop the row."}
-    for row, values in _labels(rows, label):
-        for value in dict.fromkeys(values):
-            if value in shown:
-                problems.add(where, shown[value], row)
-    if len(slips) > SHOWN:
-        problems.add(where, f"{len(slips) - SHOWN} more values of {label} are wrong too.")
+    """Notes the rows of the first few of `slips`, {label: what is wrong with it}; None is a label that is missing."""
+    shown = dict(itertools.islice(slips.items(), SHOWN + (None in slips)))
+    for numbers, texts, codes in _coded(rows, label):
+        for code in [code for code, value in enumerate(texts) if value in shown]:
+            found = np.unique(numbers[codes == code])
+            if len(found):
+                problems.add(where, shown[texts[code]], *found)
+    if len(slips) > len(shown):
+        problems.add(where, f"{len(slips) - len(shown)} more values of {label} are wrong too.")
 
 
-def _odd_labels(counts):
+def _odd_labels(counts, label):
     """{label: what is wrong with it}, for what looks like a slip where nobody said which labels there are."""
     slips, spelled = {}, {}
     numbers = [value for value in counts if value is not None and _is_number(value)]
     for value in numbers:
         if not float(value).is_integer():
             slips[value] = f"label {_short(value)} has a fraction: classes are text or whole numbers. Round it."
-    for value in sorted(counts.keys() - {None, *numbers}, key=lambda value: -counts[value]):
+    if "-1" in counts and {"0", "1", "2"} <= counts.keys():  # -1, 0, 1 are classes of some
+        slips["-1"] = 'label "-1" beside 0, 1, 2 marks rows that nobody labelled. Drop them, or pass labels=[...].'
+    words = [value for value in counts if value is not None and re.search(r"\w", value)]
+    for value in sorted((one for one in counts if one not in {None, *numbers}), key=lambda value: -counts[value]):
         usual = spelled.setdefault(" ".join(value.casefold().split()), value)
-        if usual != value:
+        if value in NO_VALUE or (len(words) > 1 and value not in words):
+            cure = "Drop the row, or pass labels=[...] if it is a class"
+            slips[value] = f"label {_short(value)} is how a missing label is written. {cure}."
+        elif value.casefold() == label.casefold():
+            slips[value] = f"label {_short(value)} is the name of its column: a header in the middle. Drop the row."
+        elif usual != value:
             what = f"label {_short(value)} differs from {_short(usual)} in case or spaces only"
             slips[value] = f"{what}. Write it one way."
     return slips
@@ -559,7 +1102,7 @@ def _odd_labels(counts):
 
 def _odd_tags(counts):
     cure = "Use O, B-X and I-X, or pass labels=[...]."
-    odd = [tag for tag in counts if tag is not None and not re.fullmatch(r"O|[BI]-\S+", tag)]
+    odd = [tag for tag in counts if tag is not None and not TAG.fullmatch(tag)]
     return {tag: f"tag {_short(tag)} is not a BIO tag. {cure}" for tag in odd}
 
 
@@ -569,21 +1112,26 @@ def _in_order(values):
     return sorted(values, key=lambda value: (value != "O", value))
 
 
-def _with_classes(rows, label, names, numbers):
+def _with_classes(rows, label, names, numbers=None):
     """The same rows with the numbers of classes for labels."""
-    feature = rows.features[label]
+    feature, numbers = rows.features[label], numbers or {name: number for number, name in enumerate(names)}
     if _class_names(feature) == names:
         return rows
     classes = ClassLabel(names=names)
     features = Features(rows.features | {label: List(classes) if _is_list(feature) else classes})
-    as_texts, type_ = _label_reader(feature), features.arrow_schema.field(label).type
+    as_text, type_ = _label_reader(feature), features.arrow_schema.field(label).type
 
     def encode(batch):
-        coded = [[numbers[text] for text in as_texts(value)] for value in batch[label].to_pylist()]
-        coded = coded if _is_list(feature) else [number for (number,) in coded]
-        return batch.set_column(batch.column_names.index(label), label, pa.array(coded, type_))
+        values, codes = batch[label].combine_chunks(), None
+        flat = pc.list_flatten(values) if _is_list(feature) else values
+        texts, codes = _codes(flat, as_text)
+        coded = pa.array(np.array([numbers.get(text, -1) for text in texts])[codes], pa.int64())
+        if _is_list(feature):
+            lengths = np.asarray(pc.list_value_length(values))
+            coded = pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), coded)
+        return batch.set_column(batch.column_names.index(label), label, coded.cast(type_))
 
-    return _map(rows.with_format("arrow"), encode, features=features)
+    return _map(rows.with_format("arrow"), encode, features=features, batch_size=BATCH)
 
 
 # ---- Splitting and looking --------------------------------------------------------------------------
@@ -610,7 +1158,7 @@ def split(dataset, *, validation=0.1, test=0.1, label="label", text="text", seed
     _, first, group = np.unique(_hashes(dataset, _columns(text)), return_index=True, return_inverse=True)
     feature, classes = dataset.features.get(label), np.zeros(len(first), dtype=int)
     if isinstance(feature, ClassLabel):
-        classes = dataset.with_format("numpy").select_columns(label)[:][label][first]
+        classes = np.concatenate(list(map(np.asarray, _arrays(dataset, label))))[first]
     part_of_text, problems, random = np.zeros(len(first), dtype=int), Problems(), np.random.default_rng(seed)
     for number in np.unique(classes):
         members = random.permutation(np.flatnonzero(classes == number))
@@ -747,14 +1295,31 @@ def label_maps(dataset, *, label="label"):
 
 # ---- Conversations -----------------------------------------------------------------------------------
 
+CHATS = ("messages", "conversations", "conversation")
+PAIRS = (  # columns that data sets have: a line of the prompt each, and the answer last
+    ("instruction", "input", "output"),
+    ("instruction", "output"),
+    ("context", "question", "answers"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+)
+ROLES = ("system", "user", "assistant", "tool")
+WRITTEN = {"from": "role", "value": "content"}  # as ShareGPT calls them
+SPEAKERS = {"human": "user", "developer": "system", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+SPEAKERS |= dict.fromkeys(("function", "observation", "function_response", "ipython"), "tool")
+
 
 def to_messages(dataset, *, prompt=None, answer=None, system=None):
     """Turns rows into conversations: one column `messages`, a list of {"role", "content"} that ends with an answer.
 
-    Three shapes of data are known: a column `messages` (checked, and left as it is), the columns `instruction`,
-    `output` and, where there is one, `input` (it may be empty, and goes on a line below the instruction), and any
-    others that you name: `answer` is a column, `prompt` a column or a format string such as "{passage} {question}".
+    Known are conversations (a column `messages` or `conversations`; OpenAI's and ShareGPT's names of roles, contents
+    that are lists of text parts), the pairs of columns in `PAIRS`, such as `instruction`, `input` (it may be empty)
+    and `output` of Alpaca, with its `history` and `system`, and any others that you name: `answer` is a column,
+    `prompt` a column or a format string such as "{passage} {question}". Of SQuAD's `answers` the first is taken.
     `system` is put in front of every conversation. Works on a dict of splits too.
+
+    Where a conversation calls tools, messages keep their `tool_calls` exactly as they are in the file, messages of the
+    role `tool` answer them, and a column `tools` stays too: both are JSON, as `datasets.Json`.
 
     Raises `DataError` with all problems, the first five rows of each.
 
@@ -771,29 +1336,35 @@ Rename a column to it, or pass the name of yours.
     """
     if (prompt is None) != (answer is None):
         raise DataError('prompt= and answer= belong together, such as prompt="question", answer="reply". Pass both.')
-    splits, problems = _splits(dataset), Problems()
+    splits, problems, needs = _splits(dataset), Problems(), set()
     for where, rows in splits.items():
-        _check_conversations(problems, where, rows, prompt, answer, system)
+        chat, fields, target = _shape(rows, prompt, answer)
+        if chat:
+            needs |= _check_turns(problems, where, rows, chat, system)
+        elif target:
+            _check_pairs(problems, where, _with_text_answers(rows, target), fields, target.removesuffix(".text"))
+            if prompt is None:
+                _check_more(problems, where, rows)
+        else:
+            problems.add(
+                where,
+                f'has no column "messages" or "conversations", nor "instruction" and "output", it has '
+                f"{_names(rows.column_names)}. Name your own in data.to_messages, such as "
+                'prompt="{passage} {question}", answer="reply".',
+            )
     problems.raise_all(", ".join(splits))
-    return _each(dataset, lambda rows: _conversations(rows, prompt, answer, system))
+    return _each(dataset, lambda rows: _conversations(rows, *_shape(rows, prompt, answer), system, needs))
 
 
-def _check_conversations(problems, where, rows, prompt, answer, system):
+def _shape(rows, prompt, answer):
+    """The column of conversations; or the prompt and the column of the answer; None for what there is not."""
     columns = rows.column_names
     if prompt is not None:
-        _check_pairs(problems, where, rows, prompt, answer)
-    elif "messages" in columns:
-        _check_turns(problems, where, rows, system)
-    elif "instruction" in columns and "output" in columns:
-        _check_pairs(problems, where, rows, "instruction", "output")
-        if "input" in columns:
-            _fits(problems, where, rows, "input", TEXT, "text")
-    else:
-        problems.add(
-            where,
-            f'has no column "messages", nor "instruction" and "output", it has {_names(columns)}. Name your own in '
-            'data.to_messages, such as prompt="{passage} {question}", answer="reply".',
-        )
+        return None, prompt, answer
+    if chat := next((name for name in CHATS if name in columns), None):
+        return chat, None, None
+    pair = next((pair for pair in PAIRS if {*pair} <= {*columns}), None)
+    return (None, pair[:-1], pair[-1]) if pair else (None, None, None)
 
 
 def _check_pairs(problems, where, rows, prompt, answer):
@@ -804,69 +1375,202 @@ def _check_pairs(problems, where, rows, prompt, answer):
         problems.add(where, f'column "{answer}" is the answer, and in the prompt too. {cure}')
         return
     for column in [*fields, answer]:
-        if _fits(problems, where, rows, column, TEXT, "text"):
-            _check_texts(problems, where, rows, column)
+        if _fits(problems, where, rows, column, TEXT, "text") and (column != "input" or isinstance(prompt, str)):
+            unanswered = "This question has no answer: fill in one that says so"
+            _check_texts(problems, where, rows, column, unanswered if column == "answers" else "Fill it in")
 
 
-def _check_turns(problems, where, rows, system):
-    feature = rows.features["messages"]
-    parts = feature.feature if _is_list(feature) else None
-    if not isinstance(parts, dict) or not all(re.fullmatch(TEXT, _kind(parts.get(p))) for p in ("role", "content")):
-        what = 'column "messages" holds no lists of {"role": "user", "content": "..."}'
+def _check_more(problems, where, rows):
+    """Notes columns that belong to a conversation and are not of a kind that is read."""
+    for column in ("history", "system"):
+        kind = r"null|list of list of .*" if column == "history" else TEXT
+        if column in rows.column_names and not re.fullmatch(kind, _kind(rows.features[column])):
+            problems.add(where, f'column "{column}" holds {_kind(rows.features[column])}. Rename or correct it.')
+
+
+def _with_text_answers(rows, answer):
+    """The same rows with the first of SQuAD's `answers`, or of a list, as a text; null where there is none."""
+    column = answer.removesuffix(".text")
+    if column not in rows.column_names or _kind(rows.features[column]) not in ("objects", "list of string"):
+        return rows
+
+    def first(value):
+        texts = value.get("text") if isinstance(value, dict) else value
+        texts = [texts] if isinstance(texts, str) else texts
+        return texts[0] if isinstance(texts, list) and texts and isinstance(texts[0], str) else None
+
+    features = Features(rows.features | {column: Value("string")})
+    return _map(rows.with_format(None), lambda batch: {column: list(map(first, batch[column]))}, features=features)
+
+
+def _check_turns(problems, where, rows, chat, system):
+    """Notes what is wrong with conversations; returns what they need: "writing" in our form, "JSON" for tools."""
+    needs = {"JSON"} if "tools" in rows.column_names else set()
+    if not re.fullmatch("list of objects|null", _kind(rows.features[chat])):
+        what = f'column "{chat}" holds no lists of {{"role": "user", "content": "..."}}'
         problems.add(where, f"{what}. Make them such lists, or name other columns: prompt=, answer=.")
-    elif _fits(problems, where, rows, "messages", ".*", "messages"):
-        for row, (messages,) in _numbered(rows, "messages"):
-            if message := _turn_problem(messages, system):
-                problems.add(where, f"{message}.", row)
+    elif _check_columns(problems, where, rows, [chat]):
+        pieces = rows.with_format("arrow").iter(BATCH)
+        for row, values in enumerate(itertools.chain.from_iterable(_talks(piece, chat) for piece in pieces), 1):
+            try:
+                messages, _ = _conversation(values, chat, system)
+                needs |= {"writing"} if messages != values[chat] else set()
+                needs |= {"JSON"} if any(message.keys() != {"role", "content"} for message in messages) else set()
+            except ValueError as error:
+                problems.add(where, f"{error}.", row)
+    return needs
 
 
-def _turn_problem(messages, system):
-    """What is wrong with one conversation, or None."""
-    if not messages or None in messages:
-        return "there are no messages, or one is null. Drop the row"
-    roles = [message["role"] for message in messages]
-    unknown = next((str(role) for role in roles if role not in ROLES), None)
-    if unknown is not None:
-        return f"role {_short(unknown)} is not one of {_names(ROLES)}{_closest(unknown, ROLES, 'closest')}. Rename it"
-    empty = next((message["role"] for message in messages if not (message["content"] or "").strip()), None)
-    if empty:
-        return f"a message of the {empty} is empty or null. Fill it in, or drop the row"
-    if system and roles[0] == "system":
-        return "there is a system message already. Leave system= out"
-    turns = roles[1:] if roles[0] == "system" else roles
-    if turns != ["user", "assistant"] * max(1, len(turns) // 2):
-        return (
+def _talks(table, chat):
+    """The rows of an Arrow table as far as they belong to conversations; JSON as it is in the file."""
+
+    def value(found, type_):
+        if pa.types.is_list(type_) and found is not None:
+            return [value(item, type_.value_type) for item in found]
+        if isinstance(type_, pa.JsonType):
+            return None if found is None else json.loads(found)
+        return _without_nulls(found) if pa.types.is_struct(type_) else found
+
+    names = [name for name in (chat, "tools", "system") if name in table.column_names]
+    columns = [[value(found, table[name].type) for found in table[name].to_pylist()] for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _without_nulls(value):
+    """Without the fields that are null: Arrow has them where other rows have them. In the arguments of a call nobody
+    could tell which of them were in the file."""
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if isinstance(value.get("arguments"), dict) and '": null' in json.dumps(value["arguments"], default=str):
+        return value | {"arguments": UNSURE}
+    return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+
+
+UNSURE = object()
+
+
+def _conversation(row, chat, system):
+    """The messages and the tools of a row in the house's form; a ValueError says what is wrong with them."""
+    messages = [_message(message) for message in row[chat] or []]
+    if not messages:
+        raise ValueError("there are no messages. Drop the row")
+    if not isinstance(row.get("system") or "", str):
+        raise ValueError('column "system" holds no text. Rename or correct it')
+    if (row.get("system") or "").strip() and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": row["system"]}, *messages]
+    if system and messages[0]["role"] == "system":
+        raise ValueError("there is a system message already. Leave system= out")
+    order = "".join("c" if message.get("tool_calls") else message["role"][0] for message in messages)
+    if not re.fullmatch("s?(u(ct+)*a)*u(ct+)*[ac]", order):
+        tools = " and answers of tools after the calls of the assistant" if {*order} & {*"ct"} else ""
+        raise ValueError(
             "user and assistant do not take turns, the user first and an assistant's answer last, at most with a "
-            "system message in front. Join messages of one role that follow each other, add the answer, or drop the row"
+            f"system message in front{tools}. Join messages of one role that follow each other, add the answer, or "
+            "drop the row"
         )
-    return None
+    return ([{"role": "system", "content": system}] if system else []) + messages, _decoded(row.get("tools"))
 
 
-def _conversations(rows, prompt, answer, system):
-    if prompt is None and not system and rows.features.get("messages") == MESSAGES["messages"]:
+def _message(message):
+    """A message in the house's form: role, content and, where there are such, the calls of tools."""
+    if message is None:
+        raise ValueError("a message is null. Drop the row")
+    message = {WRITTEN.get(key, key): value for key, value in message.items() if value is not None}
+    role = SPEAKERS.get(message.get("role"), message.get("role"))
+    content = message.get("content")
+    if role == "function_call":  # ShareGPT writes a call as JSON
+        role, content, message["function_call"] = "assistant", None, _decoded(content)
+    if role not in ROLES:
+        raise ValueError(
+            f"role {_short(role)} is not one of {_names(ROLES)}{_closest(str(role), ROLES, 'closest')}. Rename it"
+        )
+    if message.get("weight", 1) == 0:
+        raise ValueError(
+            "weight 0 takes an answer out of the loss, which is not done here. End the conversation before it"
+        )
+    if isinstance(content, list):
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part or {} for part in content]
+        if odd := [part.get("type") for part in parts if not isinstance(part.get("text"), str)]:
+            raise ValueError(f"a part of the content is {_short(odd[0])}, not text. Drop the row")
+        content = "\n".join(part["text"] for part in parts)
+    calls = message.get("tool_calls") or [
+        {"type": "function", "function": call} for call in [message.get("function_call")] if call
+    ]
+    if calls and not (_objects(calls) and all(isinstance(call.get("function", call), dict) for call in calls)):
+        raise ValueError('tool_calls are no list of {"type": "function", "function": {"name": ..., "arguments": ...}}')
+    if UNSURE in [call.get("function", call).get("arguments") for call in calls]:
+        raise ValueError(
+            "the arguments of a tool call hold null, which Arrow puts where other rows have a field. Read the file "
+            "with data.read, which keeps them, or write arguments as JSON text"
+        )
+    if not (isinstance(content, str) and content.strip()) and not (calls and content in (None, "")):
+        raise ValueError(f"a message of the {role} is empty or null. Fill it in, or drop the row")
+    kept = {"role": role, "content": content, "tool_calls": calls}
+    if role == "tool" or calls:
+        kept |= {name: message[name] for name in ("tool_call_id", "name") if name in message}
+    if message.get("reasoning_content"):
+        kept["reasoning_content"] = message["reasoning_content"]
+    return {name: value for name, value in kept.items() if name != "tool_calls" or value}
+
+
+def _decoded(value):
+    """What a text of JSON says; anything else is left as it is."""
+    if not isinstance(value, str) or not value.strip():
+        return value or None
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"a call or list of tools is no JSON ({error}). Correct it, or drop the row") from None
+
+
+def _conversations(rows, chat, prompt, answer, system, needs):
+    """The column of messages, with the tools where there are some."""
+    plain = "JSON" not in needs
+    if chat and not needs and not system and rows.features.get("messages") == MESSAGES["messages"]:
         return rows.select_columns("messages")  # nothing to write
-    first = [{"role": "system", "content": system}] if system else []
-    own = prompt is not None
-    shape = ("messages",) if "messages" in rows.column_names else ("instruction", "input", "output")
-    columns = [*_fields(prompt), answer] if own else [column for column in shape if column in rows.column_names]
 
-    def turns(row):
-        if columns == ["messages"]:
-            return [{part: turn[part] for part in ("role", "content")} for turn in row["messages"]]
-        question = _filled(prompt, row) if own else "\n".join(filter(str.strip, [row[c] or "" for c in columns[:-1]]))
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": row[columns[-1]]}]
+    def talks(table):
+        made = [_conversation(row, chat, system) for row in _talks(table, chat)]
+        if plain:
+            return {"messages": [messages for messages, _ in made]}
+        arrays = [
+            _json_array([messages for messages, _ in made], pa.list_(pa.json_())),
+            _json_array([tools for _, tools in made], pa.json_()),
+        ]
+        return pa.table(dict(zip(("messages", "tools"), arrays, strict=True)))
 
-    def converse(batch):
-        rows = (dict(zip(columns, values, strict=True)) for values in zip(*(batch[c] for c in columns), strict=True))
-        return {"messages": [first + turns(row) for row in rows]}
+    def pairs(batch):
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        return {"messages": [list(_turns(row, prompt, answer, system)) for row in rows]}
 
-    return _map(rows.select_columns(columns), converse, remove_columns=columns, features=MESSAGES)
+    if chat:
+        columns = [name for name in (chat, "tools", "system") if name in rows.column_names]
+        features = MESSAGES if plain else Features({"messages": List(Json()), "tools": Json()})
+        made = _map(rows.with_format("arrow").select_columns(columns), talks, remove_columns=columns, features=features)
+        return made if plain or "tools" in rows.column_names else made.remove_columns("tools")
+    rows, answer = _with_text_answers(rows, answer), answer.removesuffix(".text")
+    more = [] if isinstance(prompt, str) else [name for name in ("history", "system") if name in rows.column_names]
+    columns = list(dict.fromkeys([*_fields(prompt), *more, answer]))
+    return _map(rows.with_format(None).select_columns(columns), pairs, remove_columns=columns, features=MESSAGES)
+
+
+def _turns(row, prompt, answer, system):
+    """Yields the messages of a row of columns: a prompt and an answer; of Alpaca with what was said before them."""
+    known = not isinstance(prompt, str)
+    if told := system or (known and row.get("system")):
+        yield {"role": "system", "content": told}
+    for asked, said in (row.get("history") or []) if known else []:
+        yield from ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+    question = "\n".join(filter(str.strip, [row[name] or "" for name in prompt])) if known else _filled(prompt, row)
+    yield from ({"role": "user", "content": question}, {"role": "assistant", "content": row[answer]})
 
 
 def _fields(prompt):
     """The columns that a prompt names: itself, or those of a format string."""
-    if "{" not in prompt:
-        return [prompt]
+    if not isinstance(prompt, str) or "{" not in prompt:
+        return [prompt] if isinstance(prompt, str) else list(prompt)
     try:
         names = dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None)
         prompt.format(**dict.fromkeys(names, ""))
@@ -968,35 +1672,66 @@ def _numbered(rows, *columns):
     return enumerate(itertools.chain.from_iterable(values), 1)
 
 
+def _arrays(rows, column):
+    """Yields a column a piece at a time, as Arrow."""
+    for piece in rows.with_format("arrow").select_columns([column]).iter(BATCH):
+        yield piece[column].combine_chunks()
+
+
 def _labels(rows, label):
     """Yields the number of each row and the list of its labels as text: one, or the tags of its words."""
-    as_texts = _label_reader(rows.features[label])
-    return ((row, as_texts(value)) for row, (value,) in _numbered(rows, label))
+    as_text = _label_reader(rows.features[label])
+    return (
+        (row, list(map(as_text, value or ())) if _is_list(rows.features[label]) else [as_text(value)])
+        for row, (value,) in _numbered(rows, label)
+    )
+
+
+def _coded(rows, label):
+    """Yields for each piece the row number of each label, the different labels as text, and which of them each is."""
+    as_text, start = _label_reader(rows.features[label]), 1
+    for values in _arrays(rows, label):
+        numbers = np.arange(start, start + len(values))
+        start += len(values)
+        if _is_list(rows.features[label]):
+            missing, parents, values = np.asarray(values.is_null()), pc.list_parent_indices(values), values.flatten()
+            values = pa.concat_arrays([values, pa.nulls(int(missing.sum()), values.type)])
+            numbers = np.append(numbers[np.asarray(parents)], numbers[missing])
+        yield numbers, *_codes(values, as_text)
+
+
+def _codes(values, as_text):
+    """The different labels of an Arrow array as text, None last for a missing one, and which of them each is."""
+    encoded = values.dictionary_encode()
+    texts = [*map(as_text, encoded.dictionary.to_pylist()), None]
+    return texts, np.asarray(encoded.indices.fill_null(len(texts) - 1))
 
 
 def _label_reader(feature):
-    """The function that makes a list of texts of a label or of a list of tags; None stands for one that is missing."""
-    names, many = _class_names(feature), _is_list(feature)
-
-    @functools.lru_cache(MOST_CLASSES)
-    def as_text(value):
-        if names is not None:
-            return names[value] if value is not None and 0 <= value < len(names) else None
-        if isinstance(value, float):  # pandas makes floats of whole numbers where some are missing
-            value = None if not math.isfinite(value) else int(value) if value.is_integer() else value
-        if value is None or not str(value).strip():
-            return None
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
-    return lambda value: [as_text(item) for item in value or ()] if many else [as_text(value)]
+    """The function that makes a text of a label; None stands for one that is missing."""
+    names = _class_names(feature)
+    if names is None:
+        return _label_text
+    return lambda value: names[value] if value is not None and 0 <= value < len(names) else None
 
 
-def _label_counts(rows, label):
+def _label_text(value):
+    if isinstance(value, float):  # pandas makes floats of whole numbers where some are missing
+        value = None if not math.isfinite(value) else int(value) if value.is_integer() else value
+    if value is None or not str(value).strip():
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value).strip()
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", text)
+
+
+def _label_counts(rows, label, most=MOST_CLASSES):
     """How often each label is there; stops where there are too many different ones for labels."""
-    counts = Counter()
-    for _, values in _labels(rows, label):
-        counts.update(values)
-        if len(counts) > MOST_CLASSES:
+    counts = collections.Counter()
+    for _, texts, codes in _coded(rows, label):
+        for text, count in zip(texts, np.bincount(codes, minlength=len(texts)).tolist(), strict=True):
+            counts[text] += count
+        counts += collections.Counter()  # drops those that are not there
+        if len(counts) > most:
             break
     return counts
 
@@ -1008,26 +1743,39 @@ def _hashes(rows, columns, nearly=False):
             kind = _kind(rows.features[column])
             where = _file_name(rows)
             raise DataError(f'{where}: column "{column}" holds {kind}, not text. Pass the name of the right column.')
-    hashes, texts = [], (values for _, values in _numbered(rows, *columns))
-    while batch := list(itertools.islice(texts, BATCH)):
-        plain = [pa.array(map(_joined, values), pa.large_string()) for values in zip(*batch, strict=True)]
+    hashes = [np.array([], dtype=np.uint64)]
+    for texts in zip(*(_arrays(rows, column) for column in columns), strict=True):
+        plain = [_joined(values) for values in texts]
         if nearly:
             plain = [_without_punctuation(values) for values in plain]
         joined = pc.binary_join_element_wise(*plain, pa.scalar("\x1f", pa.large_string()))
-        blank = pc.equal(pc.replace_substring_regex(joined, r"[\s\x1f]+", ""), "")
+        blank = pc.equal(pc.utf8_trim_whitespace(joined), "")
         hashed = pd.util.hash_array(joined.to_numpy(zero_copy_only=False), categorize=False)
         hashes.append(np.where(np.asarray(blank), np.uint64(0), hashed))
     return np.concatenate(hashes)
 
 
-def _joined(value):
-    return " ".join(word or "" for word in value) if isinstance(value, list) else value or ""
+def _joined(values):
+    """Texts, or lists of words, as texts; an empty one where there is none."""
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        values = pc.binary_join(values.cast(pa.list_(pa.string())), " ")
+    return values.cast(pa.large_string()).fill_null("")
+
+
+class _Spaces(dict):
+    """For `str.translate`: a space for each mark of punctuation."""
+
+    def __missing__(self, character):
+        self[character] = " " if unicodedata.category(chr(character))[0] == "P" else character
+        return self[character]
+
+
+SPACES = _Spaces()
 
 
 def _without_punctuation(texts):
-    plain = pc.replace_substring_regex(pc.utf8_lower(texts), r"[\p{P}\s]+", " ")
-    plain = pc.utf8_trim_whitespace(plain)
-    return pc.if_else(pc.equal(plain, ""), texts, plain)  # ":)" and ":(" are not the same text
+    plain = ((" ".join(text.lower().translate(SPACES).split()), text) for text in texts.to_pylist())
+    return pa.array([short or text for short, text in plain], texts.type)  # ":)" and ":(" are not the same text
 
 
 def _is_list(feature):

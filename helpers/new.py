@@ -242,6 +242,7 @@ def _checked(task, rows, columns, labels):
             if labels is not None:
                 raise ValueError("labels are for classification and tokens: leave them out.")
             rows = tables.to_messages(rows, prompt=columns["prompt"], answer=columns["answer"])
+            _refuse_tools(rows)
             return _splits(rows, _with_prompt), None, []
         check = tables.check_tokens if task == "tokens" else tables.check
         words = _are_words(labels, rows, columns[label])
@@ -282,9 +283,20 @@ def _are_words(labels, rows, column):
     )
 
 
+def _refuse_tools(rows):
+    """Raises for conversations that call tools, which the project's train.py does not write."""
+    problems, cure = tables.Problems(), "text.tokenize_chat does where the chat template can. Leave these rows out"
+    for name, part in rows.items() if isinstance(rows, dict) else [(getattr(rows, "file_name", "the data"), rows)]:
+        if part.features["messages"] != tables.MESSAGES["messages"]:
+            talks = enumerate(part["messages"], 1)
+            found = [row for row, talk in talks if any("tool_calls" in one for one in talk)]
+            problems.add(name, f"calls tools, which a project's train.py does not write; {cure}.", *found)
+    problems.raise_all()
+
+
 def _with_prompt(rows):
     """With a column of all messages but the answer: rows with an equal prompt belong together."""
-    prompts = ["\n".join(message["content"] for message in messages[:-1]) for messages in rows["messages"]]
+    prompts = ["\n".join(message["content"] or "" for message in messages[:-1]) for messages in rows["messages"]]
     return rows.select_columns(["messages"]).add_column("prompt", prompts)
 
 

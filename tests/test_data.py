@@ -154,7 +154,7 @@ BAD_FILES = {
         UTF8.encode("cp1252"),
         ["r.csv, line 2: byte 4 of the line (0xe9)", "cp1252", "Path('utf8.csv').write_text"],
     ),
-    "UTF-16": ("r.csv", UTF8.encode("utf-16"), ["line 1: byte 1 of the line (0xff)", "utf-16"]),
+    "broken UTF-16": ("r.csv", UTF8.encode("utf-16")[:-1], ["looks like UTF-16 and is not"]),
     "broken JSON": ("r.json", '[\n{"text": "a"},\n{"text": }\n]', ["r.json, line 3: broken JSON", "Expecting value"]),
     "cut JSON": ("r.json", '[\n{"text": "a"},\n{"text": "b', ["r.json, line 3: broken JSON"]),
     "JSON without end": ("r.json", '[\n{"text": "a"}\n', ["r.json, line 3: broken JSON", "Expecting ',' delimiter"]),
@@ -169,7 +169,7 @@ BAD_FILES = {
     "JSON of lists": ("r.json", '[{"text": "a"}, ["b"]]', ["row 2: holds a list, not an object"]),
     "empty JSON list": ("r.json", "[]", ["holds no rows"]),
     "broken JSON line": ("r.jsonl", '{"text": "a"}\n\n{"text": "b"\n', ["r.jsonl, line 3: broken JSON", "column"]),
-    "a list as JSON lines": ("r.jsonl", '[{"text": "a"}]', ["row 1: holds a list, not an object", ".json file"]),
+    "lists as JSON lines": ("r.jsonl", '["a"]\n["b"]', ["r.jsonl, line 2: broken JSON", "Extra data"]),
     "a number as a JSON line": ("r.jsonl", '{"text": "a"}\n3\n', ["row 2: holds a number, not an object"]),
     "mixed kinds": (
         "r.jsonl",
@@ -298,7 +298,7 @@ BAD_TABLES = {
     ),
     "no rows": ({"text": [], "label": []}, {}, ["has no rows"]),
     "text not text": ({"text": [1, 2], "label": ["x", "y"]}, {}, ['column "text" holds int64, not text']),
-    "label a list": ({"text": ["a"], "label": [["x"]]}, {}, ['column "label" holds list']),
+    "label a list of lists": ({"text": ["a"], "label": [[["x"]]]}, {}, ['column "label" holds list of list']),
     "null text": ({"text": ["a", None], "label": ["x", "y"]}, {}, ["row 2", "missing (null)"]),
     "all null": ({"text": [None, None], "label": ["x", "y"]}, {}, ["rows 1, 2", "missing (null)"]),
     "null label": ({"text": ["a", "b", "c"], "label": ["x", "y", None]}, {}, ["row 3: the label is missing"]),
@@ -427,7 +427,7 @@ def test_tags_become_classes():
     assert data.label_maps(checked, label="tags")["num_labels"] == 4
     assert data.check_tokens(checked)["tags"][:] == checked["tags"][:]
     refused(lambda: data.check_tokens(rows, labels=["O", "B-LOC"]), 'tags "B-PER" is not one of O, B-LOC')
-    numbers = table(tokens=[["in", "Rome"]], tags=[[0, 2]])
+    numbers = table(tokens=[["in", "Rome"], ["Rome"]], tags=[[0, 2], [1]])
     refused(lambda: data.check_tokens(numbers, labels=["O", "B-LOC", "I-LOC"]), 'tag "I-LOC" follows "O"')
     assert data.check_tokens(table(tokens=[["in", "Rome"]], tags=[[0, 1]]), labels=["O", "B-LOC"])["tags"][:] == [
         [0, 1]

@@ -2,10 +2,11 @@
 
 import csv
 import io
+import itertools
 import json
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, List
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -89,11 +90,14 @@ def in_memory(draw):
 
 
 def is_checked(rows):
-    feature = rows.features["label"]
+    feature, labels = rows.features["label"], rows["label"][:]
+    if isinstance(feature, List):  # a row may have several labels
+        feature, labels = feature.feature, list(itertools.chain.from_iterable(labels))
+    else:
+        assert len(feature.names) >= 2
     assert isinstance(feature, ClassLabel)
-    assert len(feature.names) >= 2
     assert rows.num_rows > 0
-    assert all(0 <= number < len(feature.names) for number in rows["label"][:])
+    assert all(0 <= number < len(feature.names) for number in labels)
     assert all(text.strip() for text in rows["text"][:])
 
 
@@ -150,6 +154,140 @@ def test_sentences(found, more):
     except data.DataError:
         return
     tag_names = checked.features["tags"].feature.names
+    begins = any(tag and tag.startswith("B-") for sentence in tagged for tag in sentence)
     for sentence, numbers, before in zip(checked["tokens"][:], checked["tags"][:], tagged, strict=True):
-        assert [tag_names[number] for number in numbers] == before
+        found = [tag_names[number] for number in numbers]
+        if begins:  # else they are IOB1, where an entity may begin with I-
+            assert found == before or {*found} - {*before}
+        assert [tag[1:] for tag in found] == [tag[1:] for tag in before]
+        assert all(tag[:1] != "I" or last[1:] == tag[1:] for last, tag in itertools.pairwise(["O", *found]))
         assert len(sentence) == len(numbers) > 0
+
+
+turns = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["user", "assistant", "system", "tool", "human", "x", "", None, 3]),
+        "from": st.sampled_from(["human", "gpt", "system", "observation", "function_call", "x"]),
+        "content": st.one_of(
+            words, st.none(), st.lists(st.fixed_dictionaries({"type": words, "text": words}), max_size=2)
+        ),
+        "value": st.one_of(words, st.none(), st.just('{"name": "f", "arguments": {"x": 1}}'), values),
+        "tool_calls": st.lists(st.dictionaries(names, values, max_size=2), max_size=2) | values,
+        "weight": st.integers(0, 1),
+    },
+)
+good_turns = st.lists(st.tuples(words, words), min_size=1, max_size=2).map(
+    lambda pairs: [
+        turn
+        for asked, said in pairs
+        for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+    ]
+)
+chat_rows = st.fixed_dictionaries(
+    {}, optional={"messages": good_turns | st.lists(turns, max_size=4) | values, "tools": values, "system": scalars}
+)
+sharegpt_rows = st.fixed_dictionaries({"conversations": st.lists(turns, max_size=3) | good_turns})
+alpaca_rows = st.fixed_dictionaries(
+    {"instruction": strange, "output": strange}, optional={"input": scalars, "history": values, "system": scalars}
+)
+answers = st.fixed_dictionaries({"text": strange, "answer_start": st.integers(0, 9)})
+questions = st.fixed_dictionaries({"question": strange}, optional={"answers": st.lists(answers, max_size=2) | values})
+squad = st.fixed_dictionaries(
+    {
+        "data": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "paragraphs": st.lists(
+                        st.fixed_dictionaries({"context": strange, "qas": st.lists(questions, max_size=2) | values}),
+                        max_size=2,
+                    )
+                }
+            )
+            | values,
+            max_size=2,
+        )
+    }
+)
+
+
+@pytest.mark.parametrize("kind", ["chat", "sharegpt", "alpaca", "squad"])
+def test_conversations(folder, kind):
+    rows = {"chat": chat_rows, "sharegpt": sharegpt_rows, "alpaca": alpaca_rows, "squad": squad}[kind]
+    documents = squad if kind == "squad" else st.lists(rows, max_size=4)
+
+    @settings(many, max_examples=150)
+    @given(documents, st.sampled_from([".json", ".jsonl"]), st.sampled_from([None, "S"]))
+    def run(found, suffix, system):
+        path = folder / f"talks{suffix}"
+        lines = [found] if kind == "squad" else found
+        path.write_text("\n".join(map(json.dumps, lines)) if suffix == ".jsonl" else json.dumps(found))
+        try:
+            talks = data.to_messages(data.read(path), system=system)
+        except data.DataError:
+            return
+        for row in talks:
+            assert row["messages"][-1]["role"] == "assistant"
+            assert [turn["role"] for turn in row["messages"]].count("system") <= 1
+            for turn in row["messages"]:
+                assert turn["role"] in data.ROLES
+                assert (turn["content"] or "").strip() or turn["tool_calls"]
+        assert data.to_messages(talks).to_list() == talks.to_list(), "the house's own form stays as it is"
+
+    run()
+
+
+columns = st.lists(
+    st.sampled_from(["Ada", "O", "B-PER", "I-PER", "E-PER", "S-X", "#", "1", "é", "\u00a0", ""]), max_size=3
+)
+tagged_files = st.lists(columns.map(" ".join) | columns.map("\t".join) | st.just("Ada B-PER") | st.just(""), max_size=6)
+
+
+@settings(many, max_examples=400)
+@given(tagged_files, st.sampled_from([".conll", ".txt", ".tsv"]))
+def test_columns_of_words_and_tags(folder, lines, suffix):
+    path = folder / f"words{suffix}"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    try:
+        checked = data.check_tokens(data.read(path))
+    except data.DataError:
+        return
+    tag_names = checked.features["tags"].feature.names
+    for sentence, numbers in zip(checked["tokens"][:], checked["tags"][:], strict=True):
+        assert len(sentence) == len(numbers) > 0
+        assert all(tag_names[number][:2] in ("O", "B-", "I-") for number in numbers)
+
+
+@settings(many, max_examples=300)
+@given(st.lists(st.dictionaries(names, values, max_size=3), min_size=1, max_size=4))
+def test_objects_come_back_as_they_were(folder, found):
+    """Never a field that was not in the file, whatever other rows have."""
+    path = folder / "objects.jsonl"
+    path.write_text("\n".join(json.dumps({"x": one}) for one in found))
+    try:
+        rows = data.read(path)
+    except data.DataError:
+        return
+    kept = json.loads(json.dumps(found), parse_constant=lambda name: None if name == "NaN" else float(name))
+    assert [row["x"] for row in rows] == kept
+
+
+@settings(many, max_examples=300)
+@given(st.lists(st.lists(strange, min_size=2, max_size=2), min_size=1, max_size=5), st.data())
+def test_the_fast_parser_reads_what_the_csv_module_reads(folder, body, more):
+    file = io.StringIO()
+    csv.writer(file, quoting=more.draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))).writerows(
+        [["a", "b"], *body]
+    )
+    content = damaged(more.draw, file.getvalue().encode())
+    path = folder / "fast.csv"
+    path.write_bytes(content or b"a,b\n")
+    outcomes = []
+    for regular in (data._is_regular, lambda content, separator: False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "_is_regular", regular)
+            try:
+                outcomes.append(data.read(path).to_list())
+            except data.DataError as error:
+                outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]

@@ -174,7 +174,7 @@ def test_every_problem_of_messages_is_in_one_error():
         talk("a", "b"),
         [],
         [*talk("a"), {"role": "assistant", "content": None}],
-        [{"role": "human", "content": "a"}, {"role": "assistent", "content": "b"}],
+        [{"role": "person", "content": "a"}, {"role": "assistent", "content": "b"}],
         talk("a", " "),
         [*talk("a", "b"), {"role": "system", "content": "s"}],
         [*talk("a"), *talk("b", "c")],
@@ -187,7 +187,7 @@ def test_every_problem_of_messages_is_in_one_error():
         lambda: data.to_messages(chats(*rows)),
         "rows 2, 16: there are no messages",
         "rows 3, 5: a message of the assistant is empty or null",
-        'row 4: role "human" is not one of system, user, assistant. Rename',
+        'row 4: role "person" is not one of system, user, assistant, tool. Rename',
         "rows 6, 7, 8, 9, 10 and 5 more: user and assistant do not take turns, the user first",
     )
     assert "4 problems" in message
@@ -198,7 +198,7 @@ def test_every_problem_of_messages_is_in_one_error():
     )
 
 
-@pytest.mark.parametrize("messages", [["a text"], [["texts"]], [[{"from": "human", "value": "a"}]], [[1, 2]]])
+@pytest.mark.parametrize("messages", [["a text"], [["texts"]], [[1, 2]]])
 def test_what_is_no_list_of_messages(messages):
     refused(lambda: data.to_messages(Dataset.from_dict({"messages": messages})), '"messages"', '"role"', "prompt=")
 
