@@ -177,8 +177,8 @@ class Facts:
         self.takes_count = getattr(self.base, "accepts_loss_kwargs", takes_any)  # as the Trainer finds out
         self.label_names = find_labels(type(self.base)) if args.label_names is None else args.label_names
         self.columns = {*parameters, "label", "label_ids", *self.label_names}
-        held_out = self.eval_dataset
-        self.eval_sets = held_out if isinstance(held_out, dict) else {} if held_out is None else {"": held_out}
+        rows = self.eval_dataset
+        self.eval_sets = rows if isinstance(rows, dict) else {} if rows is None else {"": rows}
         size = min(args.train_batch_size, 8, len(self.dataset))
         order = random.Random(0).sample(range(len(self.dataset)), min(2 * size, len(self.dataset)))
         chosen = [order[start : start + size] for start in range(0, len(order), size)]
@@ -187,8 +187,10 @@ class Facts:
         with _kept() as self.not_collated:
             self.batches = [self.batch(indices) for indices in chosen]
             for rows in list(self.eval_sets.values())[:1]:
-                size = min(args.eval_batch_size, 8, len(rows))
-                self.eval_batch = self.batch(random.Random(0).sample(range(len(rows)), size), rows)
+                held_out = _column(rows, "input_ids") or [()] * len(rows)
+                some = random.Random(0).sample(range(len(rows)), min(args.eval_batch_size, 8, len(rows)))
+                some[0] = max(range(len(held_out)), key=lambda i: len(held_out[i]))  # to its length all are padded
+                self.eval_batch = self.batch(some, rows)
         for indices, batch in zip(chosen, self.batches, strict=False):
             self.sample += _split(indices, batch)
         tokens = {token for row in self.sample for token in itertools.compress(row.tokens, row.real)}
