@@ -72,21 +72,10 @@ class Report(list):
 
 
 def check(
-    model,
-    tokenizer,
-    dataset,
-    args,
-    *,
-    eval_dataset=None,
-    data_collator=None,
-    compute_metrics=None,
-    preprocess_logits_for_metrics=None,
-    callbacks=(),
-    compute_loss_func=None,
-    loss_is_scaled_for_ga=None,
-    resume_from_checkpoint=None,
-    device=None,
-):
+    model, tokenizer, dataset, args, *, eval_dataset=None, data_collator=None, compute_metrics=None,
+    preprocess_logits_for_metrics=None, callbacks=(), compute_loss_func=None, loss_is_scaled_for_ga=None,
+    resume_from_checkpoint=None, device=None,
+):  # fmt: skip
     """What is wrong with a training before it runs: a list of problems, empty for a run that looks healthy.
 
     The arguments are those of the `Trainer` and of its `train`, and its attribute `loss_is_scaled_for_ga`; `dataset` is
@@ -295,9 +284,7 @@ def _best(facts):
     """Whether there are evaluations for what depends on them: the best checkpoint, early stopping."""
     args, steps = facts.args, facts.steps
     every = args.eval_steps or args.logging_steps
-    every = (
-        facts.steps_per_epoch if args.eval_strategy == "epoch" else every if every >= 1 else math.ceil(steps * every)
-    )
+    every = facts.steps_per_epoch if args.eval_strategy == "epoch" else every if every >= 1 else steps * every
     evaluations = math.ceil(steps / max(1, every)) if args.eval_strategy == "steps" else int(steps / max(1, every))
     evaluations *= args.eval_strategy != "no"  # by steps there is one more at the end
     if args.eval_strategy != "no" and not facts.eval_sets:
@@ -372,18 +359,14 @@ def _memory(facts):
     longest = sorted(range(len(facts.tokens)), key=lambda i: len(facts.tokens[i]))[-2:]
     size, length = args.train_batch_size, facts.batch(longest)["input_ids"].shape[1]
     predicted = memory.predict(
-        config,
-        batch=size,
-        length=length,
+        config, batch=size, length=length, dtype=facts.model.dtype, device="cuda" if facts.on_gpu else "cpu",
         peft=next(iter(getattr(facts.model, "peft_config", {}).values()), None),
         quantization_config=getattr(config, "quantization_config", None),
-        dtype=facts.model.dtype,
         optim=args.optim if args.optim in memory.OPTIMIZERS else "adamw_torch",
         activation_checkpointing=bool(args.activation_checkpointing),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
-        device="cuda" if facts.on_gpu else "cpu",
-    )
+    )  # fmt: skip
     fit = memory.fits(predicted, facts.device)
     if fit.answer != "yes":
         level = "error" if fit.answer == "no" else "warning"
@@ -770,9 +753,8 @@ def _tables(model, tokens):
 
 def _evaluate(model, facts, trial):
     """What the Trainer keeps of each row of an evaluation, and what the metrics say of a batch of them."""
-    batch, args, n_rows = facts.eval_batch, facts.args, facts.args.eval_batch_size
+    batch, generates = facts.eval_batch, getattr(facts.args, "predict_with_generate", False)
     ignored = ["loss", *getattr(facts.config, "keys_to_ignore_at_inference", ["past_key_values"])]
-    generates = getattr(args, "predict_with_generate", False)
     outputs = {} if generates else model(**batch)
     kept = {name: value for name, value in outputs.items() if name not in ignored}
     labels = [batch[name] for name in facts.label_names]
@@ -842,8 +824,8 @@ def _tried(facts):
         sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in facts.batches[0].items())
         yield f"error, does not run: a training step on {sizes} stops with {error} Mend it first: the run would too."
         return
-    yield from _after_trial(facts, trial)
-    yield from _after_evaluation(facts, trial)
+    for look in (_after_trial, _stuck, _after_evaluation, _chosen_by):
+        yield from look(facts, trial)
 
 
 def _after_trial(facts, trial):
@@ -862,15 +844,6 @@ def _after_trial(facts, trial):
         )
     sizes = {name: p.numel() for name, p in facts.trained.items()}
     left = [name for name in sizes if name not in trial.reached]
-    stuck = sorted({token for tokens in trial.stuck.values() for token in tokens})
-    if stuck:
-        names = ", ".join(facts.tokenizer.convert_ids_to_tokens(stuck[:5]) if facts.tokenizer else map(str, stuck[:5]))
-        tables = " and ".join(name for name, tokens in trial.stuck.items() if tokens)
-        yield (
-            f"error, new tokens: {names} are new, and their rows of the {tables} embeddings are frozen: they stay as "
-            f"random as they were made. Give the adapter trainable_token_indices={stuck[:5]}, or modules_to_save of "
-            "both embeddings."
-        )
     later = float(np.mean(during[1:] or [before]))
     steps = f"{TRIAL_STEPS} trial steps at the rate {rate:g}"
     moved = max((abs(a - b) for a, b in zip(during[2:], during, strict=False)), default=0)  # the same batch again
@@ -898,8 +871,20 @@ def _after_trial(facts, trial):
         )
 
 
+def _stuck(facts, trial):
+    stuck = sorted({token for tokens in trial.stuck.values() for token in tokens})
+    if stuck:
+        names = facts.tokenizer.convert_ids_to_tokens(stuck[:5]) if facts.tokenizer else map(str, stuck[:5])
+        tables = " and ".join(name for name, tokens in trial.stuck.items() if tokens)
+        yield (
+            f"error, new tokens: {', '.join(names)} are new, and their rows of the {tables} embeddings are frozen: "
+            f"they stay as random as they were made. Give the adapter trainable_token_indices={stuck[:5]}, or "
+            "modules_to_save with both embeddings."
+        )
+
+
 def _after_evaluation(facts, trial):
-    """What stands out in the evaluation of a batch: what is kept of it, and the metric that shall choose."""
+    """What the Trainer would keep of an evaluation."""
     from . import memory
 
     for error in trial.errors:
@@ -921,30 +906,28 @@ def _after_evaluation(facts, trial):
             f"{level}, {name}: an evaluation keeps {kept} of each row, {trial.n_kept / 1024:.3g} KiB, of {rows} rows "
             f"{total.peak_gib:.2g} GiB. Keep less: {switch}preprocess_logits_for_metrics=metrics.keep_argmax."
         )
-    wanted = facts.args.metric_for_best_model
+
+
+def _chosen_by(facts, trial):
+    """The metric that shall choose the best checkpoint: there has to be one, and its better side has to be known."""
+    wanted, greater = facts.args.metric_for_best_model, bool(facts.args.greater_is_better)
     if not wanted or not facts.evaluates or (trial.scores is None and facts.compute_metrics):
         return
     names = {"loss", "runtime", "samples_per_second", "steps_per_second", *(trial.scores or ())}
+    prefixes = [f"eval_{part}_" if part else "eval_" for part in facts.eval_sets]
+    known = {name if name.startswith(prefix) else prefix + name: name for prefix in prefixes for name in names}
     full = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
-    known = {}
-    for part in facts.eval_sets:
-        prefix = f"eval_{part}_" if part else "eval_"
-        known |= {name if name.startswith(prefix) else prefix + name: name for name in names}
+    sign = _direction(facts, known[full]) if full in known else 0
     if full not in known:
         useful = ", ".join(sorted(name for name in known if not re.search("runtime|per_second", name)))
         yield (
             f'error, best metric: metric_for_best_model="{wanted}", and the evaluation gives {useful}. It would stop '
             "with a KeyError after the first one. Take one of these, or let compute_metrics give it."
         )
-        return
-    sign, greater = _direction(facts, known[full]), bool(facts.args.greater_is_better)
-    if sign and greater != (sign > 0):
+    elif sign and greater != (sign > 0):
         yield (
-            f"error, best metric: of {wanted} less is better and more is worse, and greater_is_better={greater}: the "
-            f"worst checkpoint would be kept. Set greater_is_better={not greater}."
-            if sign < 0
-            else f"error, best metric: of {wanted} more is better, and greater_is_better={greater}: the "
-            f"worst checkpoint would be kept. Set greater_is_better={not greater}."
+            f"error, best metric: of {wanted} {'more' if sign > 0 else 'less'} is better, and greater_is_better="
+            f"{greater}: the worst checkpoint would be kept. Set greater_is_better={not greater}."
         )
 
 
@@ -960,43 +943,11 @@ def _direction(facts, name):
         with _kept():
             right, wrong = (_score(facts, side, labels)[name] for side in sides)
             return float(right > wrong) - float(right < wrong)
-    words = set(re.split(r"[_\W\d]+", name.lower()))
-    return bool(words & MORE) - bool(words & LESS)
+    return bool(MORE.search(name.lower())) - bool(LESS.search(name.lower()))
 
 
-MORE = {
-    "accuracy",
-    "acc",
-    "f",
-    "precision",
-    "recall",
-    "auc",
-    "rouge",
-    "rougel",
-    "rougelsum",
-    "bleu",
-    "chrf",
-    "em",
-    "match",
-    "exact",
-    "mcc",
-}
-LESS = {
-    "loss",
-    "error",
-    "err",
-    "wer",
-    "cer",
-    "ter",
-    "mae",
-    "mse",
-    "rmse",
-    "perplexity",
-    "ppl",
-    "nll",
-    "brier",
-    "distance",
-}
+MORE = re.compile(r"(^|_)(accuracy|acc|f\d*|precision|recall|auc|rouge\w*|bleu|chrf|em|exact|mcc)(_|\d|$)")
+LESS = re.compile(r"(^|_)(loss|error|err|wer|cer|ter|mae|r?mse|perplexity|ppl|nll|brier|distance)(_|\d|$)")
 CHECKS = (
     _settings, _best, _resume, _rows, _memory, _vocabulary, _begin, _labels, _leak, _metric, _padding, _answers, _head,
     _saved, _adapters, _frozen,
