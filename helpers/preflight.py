@@ -180,6 +180,8 @@ class Facts:
                 some = random.Random(0).sample(range(len(rows)), min(args.eval_batch_size, 8, len(rows)))
                 some[0] = max(range(len(held_out)), key=lambda i: len(held_out[i]))  # to its length all are padded
                 self.eval_batch = self.batch(some, rows)
+        has_labels = self.eval_batch and all(name in self.eval_batch for name in self.label_names)
+        self.judged = has_labels and self.compute_metrics and not args.prediction_loss_only
         for indices, batch in zip(chosen, self.batches, strict=False):
             self.sample += _split(indices, batch)
         tokens = {token for row in self.sample for token in itertools.compress(row.tokens, row.real)}
@@ -397,9 +399,9 @@ def _rows(facts):
             f"error, collator: no batch can be made of rows with {', '.join(names)}: {facts.not_collated[0]} Pass "
             "data_collator=: DataCollatorWithPadding, DataCollatorForTokenClassification or DataCollatorForSeq2Seq."
         )
-    judged = facts.compute_metrics or facts.args.load_best_model_at_end
     missing = [name for name in facts.label_names if name not in (facts.eval_batch or facts.label_names)]
-    if facts.evaluates and judged and missing and "labels" in facts.batches[0]:
+    wanted = facts.compute_metrics or facts.args.load_best_model_at_end
+    if facts.evaluates and wanted and missing and "labels" in facts.batches[0]:
         yield (
             f"error, evaluation: the evaluation rows have no {', '.join(missing)}, so the Trainer computes neither "
             "their loss nor compute_metrics. Add the column, or set label_names to those that they have."
@@ -709,7 +711,7 @@ def _trial(facts):
             with autocast, torch.no_grad():
                 shares = [_loss_of_share(facts, model, n_items) for n_items in (100, 200)]
             trial.ignores_count = shares[0] != 0 and math.isclose(*shares, rel_tol=1e-3)
-        if facts.evaluates and facts.compute_metrics and not facts.args.prediction_loss_only:
+        if facts.evaluates and facts.judged:
             with autocast, torch.no_grad(), _kept() as trial.errors:
                 _evaluate(model.eval(), facts, trial)
         new = _new_tokens(facts)
@@ -889,8 +891,8 @@ def _after_evaluation(facts, trial):
 
     for error in trial.errors:
         yield (
-            f"warning, evaluation: compute_metrics, or what comes before it, raises on {len(facts.batches[0])} rows "
-            f"{error} Try it on a few rows, unless it needs all of them."
+            f"warning, evaluation: compute_metrics, or what leads to it, stops on a few rows with {error} If it does "
+            "not need all of them, mend it now: it would stop the run after its first evaluation."
         )
     logits = sum(size for name, size in trial.kept.items() if "logits" in name)
     rows, more = max(map(len, facts.eval_sets.values()), default=0), trial.n_kept > 2 * logits > 0
