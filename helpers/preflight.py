@@ -531,22 +531,23 @@ def _answers(facts):
     for source in (tokenizer, facts.config, getattr(facts.base, "generation_config", None)):
         end = getattr(source, "eos_token_id", None)
         ends.update(end if isinstance(end, list) else [end])
-    endless = [(number, tokens) for number, tokens, counted in answers if counted[-1] not in ends]
+    endless = [answer for answer in answers if answer[2][-1] not in ends]
     if len(endless) > len(answers) / 10:
-        number, tokens = endless[0]
+        number, tokens, counted = endless[0]
         why = "the end is not there. Add tokenizer.eos_token, and look for rows that were cut."
-        if tokens[-1] in ends:
-            why = (
-                "the end is there, but has the label -100. If padding and the end are one token, give padding its own."
-            )
+        only_ends = ends.issuperset(Counter(tokens) - Counter(counted))  # are masked: it is a text, not an answer
+        if not facts.config.is_encoder_decoder and (tokens[-1] in ends or only_ends):
+            why = "the end is there, but has the label -100. If padding and the end are one token, give padding its "
+            why += "own, or take DataCollatorForSeq2Seq, which masks what it has padded."
         yield f"error, never stops: {len(endless)} of {len(answers)} answers do not learn to end (row {number}): {why}"
     if not facts.writes or not getattr(tokenizer, "chat_template", None):
         return
-    chat = [{"role": "user", "content": "a"}]
-    prompt, opened = (
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=o) for o in (False, True)
-    )
-    opening = opened.removeprefix(prompt)
+    chat, opening = [{"role": "user", "content": "a"}], ""
+    with _kept():  # a template may refuse that
+        prompt, opened = (
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=o) for o in (False, True)
+        )
+        opening = opened.removeprefix(prompt)
     plain = [number for number, tokens, _ in answers if opening.strip() not in tokenizer.decode(tokens)]
     if len(plain) > len(answers) / 2:
         yield (
