@@ -237,8 +237,6 @@ def _split(indices, batch):
 
 
 def _settings(facts):
-    import torch
-
     args, steps = facts.args, facts.steps
     warm_up = args.get_warmup_steps(steps)
     if warm_up > 1 and warm_up >= steps / 2:
@@ -258,19 +256,21 @@ def _settings(facts):
             "error, smoothing: label_smoothing_factor is for classes; with the one output of this model the loss is "
             "always 0. Leave it out."
         )
-    half = {p.dtype for p in facts.trained.values()} & {torch.float16, torch.bfloat16}
-    name = str(*half).removeprefix("torch.") if len(half) == 1 else "half precision"
-    cure = "Load the model with dtype=torch.float32; an adapter stays in it unless autocast_adapter_dtype=False."
-    if half and args.fp16:
-        yield (
-            f"error, half precision: weights that are trained are in {name}, and fp16=True computes in fp16 from "
-            f'weights in fp32: its gradient scaler stops at step 1 ("Attempting to unscale FP16 gradients"). {cure}'
-        )
-    elif torch.float16 in half:
-        yield (
-            "warning, half precision: weights are trained in float16 alone: an update below a 2,000th of a weight is "
-            f"lost, and AdamW divides by an eps that is 0 in it. {cure} Then fp16=True, or bf16=True, makes it fast."
-        )
+    half = [(name, str(p.dtype).removeprefix("torch.")) for name, p in facts.trained.items() if p.dtype.itemsize < 4]
+    cure = "Load the model with dtype=torch.float32."
+    if facts.base is not facts.model:
+        cure = "Cast what is trained to fp32: from peft.utils.other import cast_mixed_precision_params."
+    for name, dtype in half[:1]:
+        if args.fp16:
+            yield (
+                f"error, half precision: {name} is trained in {dtype}, and fp16=True wants fp32 for what is trained: "
+                f'its gradient scaler stops at step 1 ("Attempting to unscale FP16 gradients"). {cure}'
+            )
+        elif dtype == "float16":
+            yield (
+                f"warning, half precision: {name} is trained in float16 alone: an update below a 2,000th of a weight "
+                f"is lost, and AdamW's eps is 0 in it. {cure} Then fp16=True, or bf16=True, makes it fast."
+            )
     start = args.dataloader_multiprocessing_context or multiprocessing.get_start_method(allow_none=True)
     if args.dataloader_num_workers and (start or multiprocessing.get_all_start_methods()[0]) != "fork":
         with _kept() as errors:

@@ -488,9 +488,13 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
         "new tokens",
         "of the output embeddings",
     ),
-    "fp16 twice": (lambda f: in_half(f, fp16=True), "half precision", "in float16, .*unscale"),
-    "fp16 twice, adapter": (lambda f: in_half(f, lora=True, fp16=True), "half precision", "in float16, .*unscale"),
-    "bf16 and fp16": (lambda f: in_half(f, torch.bfloat16, fp16=True), "half precision", "in bfloat16"),
+    "fp16 twice": (lambda f: in_half(f, fp16=True), "half precision", "trained in float16, .*unscale"),
+    "fp16 twice, adapter": (
+        lambda f: in_half(f, lora=True, fp16=True),
+        "half precision",
+        "trained in float16, .*unscale",
+    ),
+    "bf16 and fp16": (lambda f: in_half(f, torch.bfloat16, fp16=True), "half precision", "trained in bfloat16"),
     "fp16 alone": (in_half, "half precision", "in float16 alone"),
     "hidden states": (
         lambda f: of_classifier(
