@@ -259,7 +259,7 @@ def _settings(facts):
     half = [(name, str(p.dtype).removeprefix("torch.")) for name, p in facts.trained.items() if p.dtype.itemsize < 4]
     cure = "Load the model with dtype=torch.float32."
     if facts.base is not facts.model:
-        cure = "Cast what is trained to fp32: from peft.utils.other import cast_mixed_precision_params."
+        cure = "Cast what is trained: peft.cast_mixed_precision_params(model, torch.float16)."
     for name, dtype in half[:1]:
         if args.fp16:
             yield (
@@ -900,14 +900,14 @@ def _after_evaluation(facts, trial):
     total = memory.Prediction(int(trial.n_kept * rows), {}, "evaluation", device="cpu")
     large = facts.device and memory.fits(total, facts.device).answer != "yes"
     if more or large:
-        level, name = ("error", "evaluation memory") if large else ("warning", "evaluation outputs")
-        kept = ", ".join(trial.kept)
-        switch = "".join(
-            f"model.config.output_{name}=False or " for name in ("hidden_states", "attentions") if name in trial.kept
-        )
-        yield (
-            f"{level}, {name}: an evaluation keeps {kept} of each row, {trial.n_kept / 1024:.3g} KiB, of {rows} rows "
-            f"{total.peak_gib:.2g} GiB. Keep less: {switch}preprocess_logits_for_metrics=metrics.keep_argmax."
+        heading = "error, evaluation memory: " if large else "warning, evaluation outputs: "
+        switches = [
+            f"model.config.output_{name}=False" for name in ("hidden_states", "attentions") if name in trial.kept
+        ]
+        cure = " or ".join([*switches, "preprocess_logits_for_metrics=metrics.keep_argmax"])
+        yield heading + (
+            f"an evaluation keeps {', '.join(trial.kept)} of each row, {trial.n_kept / 1024:.3g} KiB, of {rows} rows "
+            f"{total.peak_gib:.2g} GiB. Keep less: {cure}."
         )
 
 
