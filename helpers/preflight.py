@@ -413,7 +413,7 @@ def _begin(facts):
     begins = (getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id"))
     begin = next((token for token in begins if token is not None), None)
     masks = _column(facts.dataset, "attention_mask") or [[1] * len(tokens) for tokens in facts.tokens]
-    starts = [list(itertools.compress(*row))[:2] for row in zip(facts.tokens, masks, strict=True)]
+    starts = [list(itertools.compress(*row))[:2] for row in zip(facts.tokens, masks, strict=False)]
     twice = [number for number, start in enumerate(starts, 1) if begin is not None and start == [begin, begin]]
     if len(twice) > len(starts) / 10:
         yield (
@@ -575,10 +575,8 @@ def _head(facts):
     body, own = getattr(facts.base, facts.base.base_model_prefix, None), _own(facts)
     for name, top in facts.base.named_children() if not facts.writes else ():
         heads = [layer for layer in top.modules() if getattr(layer, "out_features", None) == facts.config.num_labels]
-        whole = [
-            p for p in top.parameters() if p.requires_grad and ("modules_to_save" in str(type(top)) or id(p) not in own)
-        ]
-        if top is body or not heads or whole or hasattr(top, "modules_to_save"):
+        trained = {name: p for name, p in top.named_parameters() if p.requires_grad}
+        if top is body or not heads or any("modules_to_save" in n or id(p) not in own for n, p in trained.items()):
             continue
         new = heads[0].bias is None or not heads[0].bias.any()
         if _bits(heads[0]):
@@ -587,7 +585,7 @@ def _head(facts):
                 f'as it was made. Load the base with llm_int8_skip_modules=["{name}"] and give the adapter '
                 'task_type="SEQ_CLS".'
             )
-        elif new and any(p.requires_grad for p in top.parameters()):
+        elif new and trained:
             yield (
                 f"error, frozen head: {name} is new and a target of the adapter: its own weights stay as random as "
                 "they were made, and are not saved, so a base that is loaded anew has others. Take it out of "
