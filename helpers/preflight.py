@@ -82,8 +82,9 @@ def check(
     the training set. `device` says where the training has to fit ("cuda", or a number of GiB); without it memory is
     predicted only for a model that is on a GPU. It looks at settings, rows (the first 20,000), adapters, and two
     batches as the collator makes them. Then it trains a copy of the model on these for six steps, with the model's own
-    loss even where there is a `compute_loss_func`; the copy needs memory for the weights that are trained. A run in
-    which nothing is found may still be wrong.
+    loss even where there is a `compute_loss_func`; the copy needs memory for the weights that are trained. Of a run
+    that evaluates, `compute_metrics` is called on a few rows. What your functions or the libraries raise is a problem
+    of the report. A run in which nothing is found may still be wrong.
 
     >>> import transformers
     >>> small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
@@ -733,7 +734,8 @@ def _new_tokens(facts):
         n_known = saved.get_text_config().vocab_size
     now = getattr(facts.tokenizer, "added_tokens_decoder", {})
     before = map(int, getattr(facts.tokenizer, "init_kwargs", {}).get("added_tokens_decoder", now))
-    n_known = min([n_known, *(now.keys() - set(before))])
+    # one that was made special only, such as a new pad token, has been in the vocabulary before
+    n_known = min([n_known, *(token for token in now.keys() - set(before) if token >= facts.tokenizer.vocab_size)])
     return sorted(token for token in set.union(*facts.used.values()) if token >= n_known)
 
 

@@ -275,6 +275,13 @@ def with_new_tokens():
     return new, Dataset.from_list([{"input_ids": row, "labels": [-100] * 6 + row[6:]} for row in ids])
 
 
+def with_a_special_word():
+    """A word of the vocabulary as pad token; the embeddings have known it all the time."""
+    own = transformers.AutoTokenizer.from_pretrained(DECODER)
+    own.pad_token = own.convert_ids_to_tokens(300)
+    return own
+
+
 def new_tokens(folder, **settings):
     model, (new, rows) = writer(), with_new_tokens()
     model.resize_token_embeddings(len(new), mean_resizing=False)
@@ -684,6 +691,34 @@ HEALTHY = {
     ),
     "layers put in by hand": lambda f: of_classifier(f, with_layers_by_hand(), learning_rate=3e-3),
     "a list of rows": lambda f: of_classifier(f, rows=reviews("train").to_list(), eval_dataset=None),
+    "new tokens, all trained": new_tokens,
+    "new tokens, their rows": lambda f: new_tokens(f, target_modules=["q_proj"], trainable_token_indices=[4096, 4097]),
+    "new tokens, both tables": lambda f: new_tokens(
+        f, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]
+    ),
+    "an old token that was made special": lambda f: (
+        of_writer(f, get_peft_model(writer(), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")))
+        | {"tokenizer": with_a_special_word()}
+    ),
+    "padding is the end, masked by position": lambda f: end_is_padding_in_the_collator(f, DataCollatorForSeq2Seq),
+    "Conv1D": lambda f: of_classifier(
+        f,
+        sorter(dict(target_modules=["c_attn"]), transformers.GPT2ForSequenceClassification),
+        learning_rate=1e-2,
+    ),
+    "chosen by accuracy": lambda f: chosen(f, "accuracy", compute_metrics=metrics.for_trainer(), save_total_limit=1),
+    "chosen by loss": lambda f: chosen(f, "loss"),
+    "chosen in one of two sets": lambda f: chosen(
+        f,
+        "mine_accuracy",
+        compute_metrics=metrics.for_trainer(),
+        eval_dataset={"mine": reviews("validation"), "few": reviews("validation").select(range(9))},
+    ),
+    "hidden states, cut away": lambda f: of_classifier(f, classifier(output_hidden_states=True), eval_strategy="epoch"),
+    "a base in fp16": lambda f: of_writer(
+        f, get_peft_model(writer().half(), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    ),
+    "workers": lambda f: of_classifier(f, dataloader_num_workers=2, dataloader_multiprocessing_context="spawn"),
     "goes on": lambda f: checkpoints(f, resume_from_checkpoint=True),
     "room enough": lambda f: of_classifier(f, device=4),
     "accumulation": lambda f: of_writer(f, args=arguments(f, learning_rate=1e-3, gradient_accumulation_steps=4)),
