@@ -494,10 +494,11 @@ def _metric(facts):
     import torch
 
     frequent, count = Counter(labels).most_common(1)[0]
-    scores = {}
+    least = 0
     with _kept():  # what it raises is said after the trial
         scores = _score(facts, torch.eye(facts.config.num_labels)[[frequent] * len(labels)], torch.tensor(labels))
-    if scores and count > 0.6 * len(labels) and min(scores.values()) > 0.6:
+        least = min(scores.values(), default=0)
+    if count > 0.6 * len(labels) and least > 0.6:
         shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
         yield (
             f"warning, metric: always answering {facts.config.id2label.get(frequent, frequent)} scores {shown}, so a "
@@ -697,6 +698,7 @@ def _trial(facts):
 
     frozen = {id(p): p for p in facts.model.parameters() if not p.requires_grad}
     model, trial = copy.deepcopy(facts.model, frozen), Trial()
+    model.config.use_cache = facts.args.use_cache  # as the Trainer does
     dtype = torch.float16 if facts.args.fp16 else torch.bfloat16
     autocast = torch.autocast(model.device.type, dtype, enabled=facts.args.fp16 or facts.args.bf16)
 
@@ -767,7 +769,7 @@ def _evaluate(model, facts, trial):
     trial.kept = {name: _bytes(value) / n_rows for name, value in kept.items()}
     left = facts.preprocess_logits_for_metrics(logits, labels) if facts.preprocess_logits_for_metrics else logits
     trial.n_kept = _bytes(left) / n_rows
-    trial.scores = _score(facts, logits, labels)
+    trial.scores = dict(_score(facts, logits, labels))
 
 
 def _bytes(tensors):
@@ -857,11 +859,9 @@ def _after_trial(facts, trial):
         yield f"error, no gradient: no gradient arrives at {left[0]} and {len(left) - 1} others. {cure}"
     elif not 1e-6 < before < math.inf:
         broken = next((name for name, p in facts.model.named_parameters() if not p.isfinite().all()), None)
-        cure = (
-            f"The weights {broken} hold NaN or infinity: load them anew."
-            if broken
-            else ("Look at the labels of a batch, and at the dtype: fp16 overflows where bf16 and fp32 do not.")
-        )
+        cure = "Look at the labels of a batch, and at the dtype: fp16 overflows where bf16 and fp32 do not."
+        if broken:
+            cure = f"The weights {broken} hold NaN or infinity: load them anew."
         yield f"error, loss: the loss is {before:g} before any training. {cure}"
     elif not later < 2 * before + 1:
         yield (

@@ -174,7 +174,8 @@ def caches(folder):
     )  # fmt: skip
     model = transformers.LlamaForSequenceClassification(config)
     model.config.keys_to_ignore_at_inference = []
-    return of_classifier(folder, model, eval_strategy="epoch", learning_rate=1e-3, preprocess_logits_for_metrics=None)
+    settings = dict(eval_strategy="epoch", learning_rate=3e-2, use_cache=True)
+    return of_classifier(folder, model, preprocess_logits_for_metrics=None, **settings)
 
 
 def trains_norms():
@@ -565,6 +566,12 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
         "evaluation",
         "stops on a few rows with IndexError",
     ),
+    "compute_metrics gives a number": (
+        lambda f: of_classifier(f, eval_strategy="epoch", compute_metrics=lambda e: 0.5),
+        "evaluation",
+        "stops on a few rows with TypeError",
+    ),
+    "NaN in one weight": (lambda f: of_classifier(f, with_nan()), "loss", "classifier.bias hold NaN"),
     "other label names": (
         lambda f: of_classifier(f, eval_strategy="epoch", label_names=["label"]),
         "evaluation",
