@@ -654,10 +654,10 @@ def _adapters(facts):
     ranks = {layer.r[newest] for layer in layers if newest in getattr(layer, "lora_B", ())}
     other = config.peft_type == "LORA" and not config.rank_pattern and ranks - {config.r}
     if second or other or any(set(layer.active_adapters) != set(model.active_adapters) for layer in layers):
-        whose = "this one is written into the same layers" if second else "that one is written over this one"
+        whose = "this one is written into the same layers" if second else "now another is written over it"
         yield (
-            f"error, adapter overwritten: the base carries the adapter of another PeftModel, and {whose}. Keep one "
-            "PeftModel, on a base that was loaded anew, and add to it: model.load_adapter(folder, name)."
+            f"error, adapter overwritten: the base carried the adapter of another PeftModel already, and {whose}. "
+            "Keep one PeftModel, on a base that was loaded anew, and add to it: model.load_adapter(folder, name)."
         )
 
 

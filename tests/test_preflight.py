@@ -634,7 +634,7 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
     "first of two PeftModels": (
         lambda f: overwritten_first(f, adapter_name="two"),
         "adapter overwritten",
-        "written over this one",
+        "another is written over it",
     ),
     "starts over": (checkpoints, "resume", "starts over at step 0"),
     "resumed when finished": (
