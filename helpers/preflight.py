@@ -594,9 +594,10 @@ def _head(facts):
                 f'target_modules and set modules_to_save=["{name}"].'
             )
         elif new:
+            adapted = f'modules_to_save=["{name}"] in the configuration of the adapter'
             yield (
                 f"error, frozen head: {name} is new (its bias is all zeros) and not trained: it stays as random as it "
-                f'was made. Set its requires_grad, or modules_to_save=["{name}"] in the configuration of the adapter.'
+                f"was made. Set {adapted if facts.adapter_layers else 'its requires_grad'}."
             )
 
 
