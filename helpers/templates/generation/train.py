@@ -2,12 +2,14 @@
 
     python train.py              # or: accelerate launch train.py
     python train.py other.yaml   # another file of settings
+    python train.py --find       # tries a few learning rates first, and writes the best into a copy of the settings
 
 The sections of config.yaml decide the method: without `peft` and `quantization` the whole model is trained, with `peft`
 an adapter, with both an adapter on a 4-bit model. A run that was interrupted goes on from its last whole checkpoint. A
 finished run is not run again: it says so.
 """
 
+import argparse
 import copy
 import dataclasses
 import difflib
@@ -15,14 +17,18 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import platform
 import re
 import sys
+import tempfile
 import time
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 
+import datasets
 import peft
 import torch
 import yaml
@@ -41,6 +47,10 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+
+import report
+import scoring
+import verdict
 
 HERE = Path(__file__).resolve().parent  # paths in config.yaml are relative to this folder
 PARTS = ("train", "validation", "test")
@@ -150,13 +160,24 @@ def read_config(path="config.yaml"):
 
 
 def gpu_has_bf16():
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def checkpointing(config):
+    """Whether activations are computed again instead of kept: as set, or when the rest takes half of the GPU."""
+    asked = config["training"].get("activation_checkpointing")
+    if asked is not None or not torch.cuda.is_available():
+        return bool(asked)
+    each = 16 if "peft" not in config else 1 if "quantization" in config else 2  # bytes: weight, gradient, AdamW's two
+    return each * network(config).num_parameters() > torch.cuda.get_device_properties(0).total_memory / 2
 
 
 def training_arguments(config):
     settings = {key: value for key, value in config["training"].items() if key != "early_stopping_patience"}
     settings["output_dir"] = str(HERE / settings["output_dir"])
-    settings.setdefault("bf16", gpu_has_bf16() and not settings.get("fp16"))  # fp32 on a CPU, where bf16 is slow
+    settings["activation_checkpointing"] = checkpointing(config)
+    if torch.cuda.is_available() and not {"bf16", "fp16"} & set(settings):  # fp32 on a CPU, where the others are slow
+        settings["bf16" if gpu_has_bf16() else "fp16"] = True  # fp16 comes with scaling of the loss
     for field in dataclasses.fields(TrainingArguments):  # which takes a text for a number, and fails only later
         value = settings.get(field.name)
         if isinstance(field.default, (int, float)) and isinstance(value, str):
@@ -165,6 +186,14 @@ def training_arguments(config):
         return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def how_it_computes(config, arguments):
+    """The device, the numbers that it computes with, and whether activations are kept, in one line."""
+    device = torch.cuda.get_device_name() if arguments.device.type == "cuda" else f"the {arguments.device.type.upper()}"
+    kind = "bf16" if arguments.bf16 else "fp16 with loss scaling" if arguments.fp16 else "fp32"
+    kept = "activations are computed again to save memory" if checkpointing(config) else "activations are kept"
+    return f"computes in {kind} on {device}; {kept}"
 
 
 def differences(before, now):
@@ -215,6 +244,17 @@ def read_rows(file):
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
         rows.append(row)
     return rows
+
+
+def mapped(rows, function):
+    """Rows changed by a function of a batch and its places; many of them go to a file, and memory stays free."""
+    many, file = len(rows) > 50_000, None
+    if many:
+        file = str(Path(tempfile.mkdtemp(prefix="train-")) / "rows.arrow")
+    (datasets.enable_progress_bars if many else datasets.disable_progress_bars)()
+    named = dict(with_indices=True, remove_columns=rows.column_names, cache_file_name=file)
+    new = uuid.uuid4().hex  # else a hash of the function and all it refers to, which takes long
+    return rows.map(function, batched=True, new_fingerprint=new, **named)
 
 
 def load_tokenizer(config):
@@ -368,7 +408,7 @@ def load_model(config, trained=None):
         model.config.pad_token_id = load_tokenizer(config).pad_token_id
     if "quantization" in config:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if "peft" in config and config["training"].get("activation_checkpointing"):
+    if "peft" in config and checkpointing(config):
         model.enable_input_require_grads()  # without it no gradient would reach the adapter
     if "peft" in config and trained is None:
         return peft.get_peft_model(model, peft_config(config))
@@ -451,19 +491,61 @@ def record_file(config):
     return folder.with_name(f"{folder.name}.json")
 
 
-def save_record(config, trainer, metrics, seconds):
-    """One JSON file for the run, beside its folder: what was set, on what machine, and what came out."""
+def save_record(config, trainer, results, rows, seconds):
+    """One JSON file for the run beside its folder: what was set, on what machine, what came out; and the report."""
     on_gpu = torch.cuda.is_available()
-    record = {"settings": config, "metrics": metrics, "seconds": round(seconds, 1)}
+    record = {"settings": config, "metrics": results["metrics"], "seconds": round(seconds, 1)}
+    record |= {name: results[name] for name in ("metric", "baselines", "warnings")}
+    record["rows"] = {part: len(rows[part]) for part in PARTS}
     if on_gpu:
         record["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     device = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} {trainer.args.device.type}"
     record["machine"] = {"device_name": device, "python": platform.python_version(), "system": platform.system()}
-    libraries = ("torch", "transformers", "peft", "accelerate")
+    libraries = ("torch", "transformers", "datasets", "peft", "accelerate")
     record["versions"] = {library: version(library).partition("+")[0] for library in libraries}
     record["curve"] = trainer.state.log_history
     if trainer.is_world_process_zero():
-        record_file(config).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        file = HERE / config["training"]["output_dir"] / "report.html"
+        report.write(file, HERE.name, record, scoring.sections(results, rows, config))
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        record_file(config).write_text(text, encoding="utf-8")
+
+
+def find(path):
+    """Tries learning rates in short runs, and writes the best by the validation rows into a copy of the settings."""
+    config, tried = read_config(path), {}
+    folder, rate = f"{config['training']['output_dir']}-find", config["training"]["learning_rate"]
+    tokenizer = load_tokenizer(config)
+    rows = {part: read_part(part, config) for part in ("train", "validation")}
+    examples = {part: encode(rows[part], tokenizer, config) for part in rows}
+    batch = config["training"]["per_device_train_batch_size"] * config["training"].get("gradient_accumulation_steps", 1)
+    steps = min(200, config["training"].get("num_train_epochs", 3) * max(1, len(examples["train"]) // batch))
+    for one in (rate / 9, rate / 3, rate, rate * 3):
+        one = float(f"{one:.1e}")
+        brief = dict(learning_rate=one, max_steps=int(steps), output_dir=f"{folder}/{one:g}")
+        brief |= dict(
+            early_stopping_patience=None, eval_strategy="no", load_best_model_at_end=False, save_strategy="steps"
+        )
+        asked = {**config, "training": {**config["training"], **brief, "save_steps": 50, "save_total_limit": 1}}
+        if not record_file(asked).exists():  # else it was tried before an interruption
+            begin(asked, arguments := training_arguments(asked))
+            trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+            metrics = trainer.evaluate()
+            if trainer.is_world_process_zero():
+                record_file(asked).write_text(json.dumps({"settings": asked, "metrics": metrics}), encoding="utf-8")
+            trainer.accelerator.wait_for_everyone()
+        metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
+        tried[one] = metrics.get(f"eval_{scoring.main_metric(config)}", -metrics["eval_loss"]), -metrics["eval_loss"]
+        print(f"learning_rate {one:g}: {scoring.main_metric(config)} {tried[one][0]:.4f}, loss {-tried[one][1]:.4f}")
+    best = max(tried, key=lambda one: [-math.inf if math.isnan(value) else value for value in tried[one]])
+    text = (HERE / path).read_text(encoding="utf-8")
+    said = f"  # the best of {', '.join(f'{one:g}' for one in tried)} in {steps:.0f} steps, on the validation rows"
+    text = re.sub(r"(?m)^  learning_rate:.*$", f"  learning_rate: {best:g}{said}", text)
+    text = re.sub(r"(?m)^  output_dir:.*$", f"  output_dir: {config['training']['output_dir']}-found", text)
+    found = (HERE / path).with_name(f"{Path(path).stem}-found.yaml")
+    found.write_text(text, encoding="utf-8", newline="\n")
+    print(f"{best:g} is the best, written into {found.name}: python train.py {found.name}")
 
 
 # ---- The run: train.ipynb has these steps as its cells ------------------------------------------------
@@ -476,6 +558,7 @@ def main(path="config.yaml"):
     arguments = training_arguments(config)
     begin(config, arguments)
     print(yaml.safe_dump({section: config[section] for section in config if section != "data"}, sort_keys=False))
+    print(how_it_computes(config, arguments))
 
     # Data
     tokenizer = load_tokenizer(config)
@@ -496,24 +579,34 @@ def main(path="config.yaml"):
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Scores
-    metrics = evaluate(trainer, tokenizer, config, rows, examples)
-    for name, value in metrics.items():
-        print(f"{name}: {value:.4f}")
+    results = evaluate(trainer, tokenizer, config, rows, examples)
+    for part, compared in results["baselines"].items():
+        print("", verdict.table(compared, results["metric"], part, len(rows[part])), sep="\n")
+    for warning in results["warnings"]:
+        print("", f"What looks wrong: {warning}", sep="\n")
 
     # Results
     trainer.save_model()
-    save_record(config, trainer, metrics, seconds=time.monotonic() - started)
-    print(f"saved in {config['training']['output_dir']}/, recorded in {config['training']['output_dir']}.json")
+    save_record(config, trainer, results, rows, seconds=time.monotonic() - started)
+    folder = config["training"]["output_dir"]
+    print("", f"saved in {folder}/, with report.html; recorded in {folder}.json", sep="\n")
 
 
 if __name__ == "__main__":
-    path = sys.argv[1] if len(sys.argv) > 1 else "config.yaml"
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a console without some letter must not end a training
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="?", default="config.yaml")
+    parser.add_argument("--find", action="store_true", help="try a few learning rates first")
+    options = parser.parse_args()
     try:
-        finished = record_file(read_config(path))
-        if finished.exists():
+        finished = record_file(read_config(options.settings))
+        if options.find:
+            find(options.settings)
+        elif finished.exists():
             seen = finished.relative_to(HERE)
-            print(f"this run is finished, see {seen}. For another set another output_dir in {path}.")
+            print(f"this run is finished, see {seen}. For another set another output_dir in {options.settings}.")
         else:
-            main(path)
+            main(options.settings)
     except ConfigError as error:
-        sys.exit(f"{path}, {error}")
+        sys.exit(f"{options.settings}, {error}")
