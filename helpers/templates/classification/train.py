@@ -569,9 +569,11 @@ def find(path):
                 record_file(asked).write_text(json.dumps({"settings": asked, "metrics": metrics}), encoding="utf-8")
             trainer.accelerator.wait_for_everyone()
         metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
-        tried[one] = metrics.get(f"eval_{scoring.main_metric(config)}", -metrics["eval_loss"]), -metrics["eval_loss"]
-        print(f"learning_rate {one:g}: {scoring.main_metric(config)} {tried[one][0]:.4f}, loss {-tried[one][1]:.4f}")
-    best = max(tried, key=lambda one: [-math.inf if math.isnan(value) else value for value in tried[one]])
+        names = (scoring.main_metric(config), "loss")
+        tried[one] = {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+        print(f"learning_rate {one:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in tried[one].items()))
+    whole = {one: made for one, made in tried.items() if math.isfinite(made["loss"])} or tried
+    best = max(whole, key=lambda one: [-value if name == "loss" else value for name, value in whole[one].items()])
     text = (HERE / path).read_text(encoding="utf-8")
     said = f"  # the best of {', '.join(f'{one:g}' for one in tried)} in {steps:.0f} steps, on the validation rows"
     text = re.sub(r"(?m)^  learning_rate:.*$", f"  learning_rate: {best:g}{said}", text)

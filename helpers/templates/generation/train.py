@@ -10,6 +10,7 @@ finished run is not run again: it says so.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -29,10 +30,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import datasets
+import jinja2
+import numpy as np
 import peft
 import torch
 import yaml
-from rouge_score.rouge_scorer import RougeScorer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -55,7 +57,7 @@ import verdict
 HERE = Path(__file__).resolve().parent  # paths in config.yaml are relative to this folder
 PARTS = ("train", "validation", "test")
 COLUMNS = ("messages",)  # of each row in data/
-DATA = (*PARTS, "max_length", "chat_template")  # names in the section data
+DATA = (*PARTS, "max_length", "chat_template", "written")  # names in the section data
 MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation")  # names in the section model
 PLAIN_CHAT = (  # for decoders without a chat template: a prompt ends with a colon, an answer begins with a space
     "{% for m in messages %}{{ m.role + ': ' + m.content + (eos_token if m.role == 'assistant' else '') + '\n' }}"
@@ -178,6 +180,8 @@ def training_arguments(config):
     settings["activation_checkpointing"] = checkpointing(config)
     if torch.cuda.is_available() and not {"bf16", "fp16"} & set(settings):  # fp32 on a CPU, where the others are slow
         settings["bf16" if gpu_has_bf16() else "fp16"] = True  # fp16 comes with scaling of the loss
+    if settings.get("fp16") and model_config(config).model_type in ("t5", "mt5", "umt5"):
+        settings["fp16"] = False  # numbers inside them are too large for it
     for field in dataclasses.fields(TrainingArguments):  # which takes a text for a number, and fails only later
         value = settings.get(field.name)
         if isinstance(field.default, (int, float)) and isinstance(value, str):
@@ -230,9 +234,14 @@ def content(file):
         raise ConfigError(f"data: {file} cannot be read: {error.strerror}.") from None
 
 
+def read_part(part, config):
+    """The rows of "train", "validation" or "test"."""
+    return read_rows(config["data"][part])
+
+
 def read_rows(file):
-    """The rows of a .jsonl file, one object a line; an error names the line that cannot be used."""
-    rows = []
+    """The rows of a .jsonl file, one object a line, as a `Dataset`; an error names the line that cannot be used."""
+    blocks, rows, kept = [], [], datasets.Features({name: datasets.Json() for name in COLUMNS})  # as they are
     for number, line in enumerate(content(file).split(b"\n"), 1):
         if not line.strip():
             continue
@@ -242,8 +251,13 @@ def read_rows(file):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
-        rows.append(row)
-    return rows
+        rows.append({name: row[name] for name in COLUMNS})
+        if len(rows) == 10_000:  # a million rows are not held as Python objects
+            blocks, rows = [*blocks, datasets.Dataset.from_list(rows, features=kept)], []
+    blocks += [datasets.Dataset.from_list(rows, features=kept)] if rows else []
+    if not blocks:
+        raise ConfigError(f"data: {file} has no rows.")
+    return datasets.concatenate_datasets(blocks)
 
 
 def mapped(rows, function):
@@ -289,17 +303,29 @@ def prompt_ids(messages, tokenizer, to_encoder):
     """A conversation up to where the answer begins; for the encoder of an encoder-decoder just what was said."""
     if to_encoder:
         return tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return templated(messages, tokenizer, add_generation_prompt=True)
+
+
+def templated(messages, tokenizer, **options):
+    """A conversation as token ids; what a template refuses, such as a system message, is an error with its reason."""
+    try:
+        return tokenizer.apply_chat_template(messages, **options)["input_ids"]
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ConfigError(
+            f"data: the model's chat template refuses a conversation of {roles} ({error}). Where it has no system "
+            "message, put that text before the first user's; or set chat_template."
+        ) from None
 
 
 def chat_example(messages, tokenizer):
     """A conversation as token ids; the answers count, with their ends; the other tokens have -100, which is skipped."""
-    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    whole = templated(messages, tokenizer)
     special, labels = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), [-100] * len(whole)
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             start = prompt_ids(messages[:i], tokenizer, to_encoder=False)
-            end = tokenizer.apply_chat_template(messages[: i + 1])["input_ids"]
+            end = templated(messages[: i + 1], tokenizer)
             stop = max((at + 1 for at in range(len(start), len(end)) if end[at] in special), default=0)
             if whole[: len(start)] != start or whole[: len(end)] != end or not stop:
                 raise ValueError(f"the chat template does not show where this answer begins and ends: {message}")
@@ -318,11 +344,26 @@ def pair_example(messages, tokenizer):
 
 def encode(rows, tokenizer, config):
     """Conversations as token ids; an answer is never cut, so rows that are too long are left out."""
-    example = pair_example if is_encoder_decoder(config) else chat_example
-    examples, most = [example(row["messages"], tokenizer) for row in rows], config["data"]["max_length"]
-    short = [one for one in examples if max(len(one["input_ids"]), len(one["labels"])) <= most]
-    print(f"{len(examples) - len(short)} of {len(examples)} rows are longer than max_length and left out")
-    return short
+    example, most = pair_example if is_encoder_decoder(config) else chat_example, config["data"]["max_length"]
+    refused = {}
+
+    def ids(batch, places):
+        made = []
+        for place_, messages in zip(places, batch["messages"], strict=True):
+            try:
+                made.append(example(messages, tokenizer))
+            except ConfigError as error:
+                refused[place_ + 1] = error
+        short = [one for one in made if max(len(one["input_ids"]), len(one["labels"])) <= most]
+        columns = {name: [one[name] for one in short] for name in ("input_ids", "attention_mask", "labels")}
+        return {**columns, "length": list(map(len, columns["input_ids"]))}
+
+    examples = mapped(rows, ids)
+    if refused:
+        some = ", ".join(map(str, list(refused)[:5])) + (" and others" if len(refused) > 5 else "")
+        raise ConfigError(f"{next(iter(refused.values()))} It is so in {len(refused)} rows: {some}.")
+    print(f"{len(rows) - len(examples)} of {len(rows)} rows are longer than max_length and left out")
+    return examples
 
 
 # ---- Model --------------------------------------------------------------------------------------------
@@ -429,18 +470,50 @@ def generation_config(model, tokenizer, config):
 
 
 @torch.no_grad()
-def write(model, tokenizer, config, conversations, batch_size=16):
-    """What the model answers to conversations, each a list of messages that ends with the user's."""
-    settings, to_encoder, answers = generation_config(model, tokenizer, config), is_encoder_decoder(config), []
+def write(model, tokenizer, config, conversations, batch_size=16, watch=None):
+    """What the model answers to conversations, each a list of messages that ends with the user's.
+
+    Conversations of like length are answered together; `watch` is told how many are done.
+    """
+    settings, to_encoder = generation_config(model, tokenizer, config), is_encoder_decoder(config)
+    prompts = [prompt_ids(one, tokenizer, to_encoder) for one in conversations]
+    order, answers = sorted(range(len(prompts)), key=lambda i: -len(prompts[i])), [""] * len(prompts)
     model.eval()
-    for start in range(0, len(conversations), batch_size):
-        prompts = [prompt_ids(one, tokenizer, to_encoder) for one in conversations[start : start + batch_size]]
-        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = {"input_ids": [prompts[i] for i in places]}
+        batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
         ids = model.generate(**batch, generation_config=settings)
         if not to_encoder:  # a decoder repeats its prompt
             ids = ids[:, batch["input_ids"].shape[1] :]
-        answers += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
+        for i, answer in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            answers[i] = answer.strip()
+        if watch:
+            watch(start + len(places))
+    return answers
+
+
+def to_write(rows, config):
+    """The rows of validation and test whose answers are written and scored: the first data.written."""
+    most = config["data"].get("written")
+    return {part: rows[part].select(range(min(most or len(rows[part]), len(rows[part])))) for part in PARTS[1:]}
+
+
+def written_untrained(model, tokenizer, config, arguments, rows):
+    """What the model answers before it is trained; of an interrupted run, what it answered then."""
+    noted = Path(arguments.output_dir) / "untrained.json"
+    if noted.exists():
+        return json.loads(noted.read_text(encoding="utf-8"))
+    if "quantization" not in config:
+        model.to(arguments.device)
+    with model.disable_adapter() if "peft" in config else contextlib.nullcontext():
+        answers = {
+            part: write(model, tokenizer, config, [messages[:-1] for messages in some["messages"]])
+            for part, some in to_write(rows, config).items()
+        }
+    if arguments.process_index == 0:
+        noted.write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
+    return answers
 
 
 def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
@@ -472,18 +545,36 @@ def last_whole_checkpoint(folder):
             continue
 
 
-def evaluate(trainer, tokenizer, config, rows, examples):
-    """The scores on the validation and the test rows. Choose settings by the first; look at the second once."""
-    metrics = trainer.evaluate(examples["validation"], metric_key_prefix="validation")
-    metrics |= trainer.evaluate(examples["test"], metric_key_prefix="test")
-    conversations = [row["messages"] for row in rows["test"]]
-    predictions = write(trainer.model, tokenizer, config, [messages[:-1] for messages in conversations])
-    references = [messages[-1]["content"].strip() for messages in conversations]
-    rouge, pairs = RougeScorer(["rougeL"]), list(zip(references, predictions, strict=True))
-    metrics["test_exact_match"] = sum(reference == prediction for reference, prediction in pairs) / len(pairs)
-    metrics["test_rougeL"] = sum(rouge.score(*pair)["rougeL"].fmeasure for pair in pairs) / len(pairs)
-    timed = ("_runtime", "_per_second", "_model_preparation_time")
-    return {name: value for name, value in metrics.items() if name != "epoch" and not name.endswith(timed)}
+def evaluate(trainer, tokenizer, config, rows, examples, untrained):
+    """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
+
+    Choose settings by the validation rows; look at the test rows once.
+    """
+    metric, some = scoring.main_metric(config), {"train": rows["train"], **to_write(rows, config)}
+    simple = {scoring.UNTRAINED: untrained, **scoring.baselines(some)}
+    results = {"metric": metric, "metrics": {}, "baselines": {}, "predictions": {}, "references": {}, "bleu": {}}
+    results["untrained"] = untrained
+    for part in ("validation", "test"):
+        loss = trainer.evaluate(examples[part], metric_key_prefix=part)[f"{part}_loss"]
+        predictions = write(trainer.model, tokenizer, config, [messages[:-1] for messages in some[part]["messages"]])
+        references = scoring.answers(some[part])
+        scores = {"loss": loss, **scoring.scores(predictions, references)}
+        results["metrics"] |= {f"{part}_{name}": value for name, value in scores.items()}
+        systems = {"this model": predictions, **{name: one[part] for name, one in simple.items()}}
+        for name, made in (("baselines", scoring.statistics), ("bleu", scoring.bleu_statistics)):
+            numbers = {system: made(one, references) for system, one in systems.items()}
+            score = numbers["this model"][1]
+            results[name][part] = verdict.compare({system: one for system, (one, _) in numbers.items()}, score)
+        results["predictions"][part], results["references"][part] = predictions, references
+    limit = generation_config(trainer.model, tokenizer, config).max_new_tokens or 20
+    results["too_long"] = sum(len(ids) > limit for ids in tokenizer(results["references"]["validation"])["input_ids"])
+    history, left_out = trainer.state.log_history, len(rows["train"]) - len(examples["train"])
+    results["warnings"] = [
+        *scoring.warnings(results, rows, config),
+        *verdict.of_the_curve(config, history, metric, len(rows["validation"])),
+        *verdict.of_the_cut(config, left_out, len(rows["train"]), longest(config, tokenizer), ""),
+    ]
+    return results
 
 
 def record_file(config):
@@ -495,8 +586,8 @@ def save_record(config, trainer, results, rows, seconds):
     """One JSON file for the run beside its folder: what was set, on what machine, what came out; and the report."""
     on_gpu = torch.cuda.is_available()
     record = {"settings": config, "metrics": results["metrics"], "seconds": round(seconds, 1)}
-    record |= {name: results[name] for name in ("metric", "baselines", "warnings")}
-    record["rows"] = {part: len(rows[part]) for part in PARTS}
+    record |= {name: results[name] for name in ("metric", "baselines", "bleu", "warnings")}
+    record["rows"] = {"train": len(rows["train"]), **{part: len(one) for part, one in to_write(rows, config).items()}}
     if on_gpu:
         record["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     device = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} {trainer.args.device.type}"
@@ -536,9 +627,11 @@ def find(path):
                 record_file(asked).write_text(json.dumps({"settings": asked, "metrics": metrics}), encoding="utf-8")
             trainer.accelerator.wait_for_everyone()
         metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
-        tried[one] = metrics.get(f"eval_{scoring.main_metric(config)}", -metrics["eval_loss"]), -metrics["eval_loss"]
-        print(f"learning_rate {one:g}: {scoring.main_metric(config)} {tried[one][0]:.4f}, loss {-tried[one][1]:.4f}")
-    best = max(tried, key=lambda one: [-math.inf if math.isnan(value) else value for value in tried[one]])
+        names = (scoring.main_metric(config), "loss")
+        tried[one] = {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+        print(f"learning_rate {one:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in tried[one].items()))
+    whole = {one: made for one, made in tried.items() if math.isfinite(made["loss"])} or tried
+    best = max(whole, key=lambda one: [-value if name == "loss" else value for name, value in whole[one].items()])
     text = (HERE / path).read_text(encoding="utf-8")
     said = f"  # the best of {', '.join(f'{one:g}' for one in tried)} in {steps:.0f} steps, on the validation rows"
     text = re.sub(r"(?m)^  learning_rate:.*$", f"  learning_rate: {best:g}{said}", text)
@@ -562,7 +655,7 @@ def main(path="config.yaml"):
 
     # Data
     tokenizer = load_tokenizer(config)
-    rows = {part: read_rows(config["data"][part]) for part in PARTS}
+    rows = {part: read_part(part, config) for part in PARTS}
     examples = {part: encode(rows[part], tokenizer, config) for part in PARTS}
     print({part: f"{len(examples[part])} rows" for part in PARTS})
     print(rows["train"][0], tokenizer.decode(examples["train"][0]["input_ids"]), sep="\n")
@@ -571,6 +664,8 @@ def main(path="config.yaml"):
     model = load_model(config)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{type(model).__name__}: {trainable:,} parameters are trained")
+    untrained = written_untrained(model, tokenizer, config, arguments, rows)
+    print(f"before the training it answers: {untrained['validation'][0][:200]}")
 
     # Training
     trainer = make_trainer(config, arguments, model, tokenizer, examples)
@@ -579,9 +674,9 @@ def main(path="config.yaml"):
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Scores
-    results = evaluate(trainer, tokenizer, config, rows, examples)
+    results = evaluate(trainer, tokenizer, config, rows, examples, untrained)
     for part, compared in results["baselines"].items():
-        print("", verdict.table(compared, results["metric"], part, len(rows[part])), sep="\n")
+        print("", verdict.table(compared, results["metric"], part, len(results["references"][part])), sep="\n")
     for warning in results["warnings"]:
         print("", f"What looks wrong: {warning}", sep="\n")
 

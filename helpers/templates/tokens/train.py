@@ -28,10 +28,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import datasets
+import numpy as np
 import peft
 import torch
 import yaml
-from seqeval.metrics import f1_score, precision_score, recall_score
 from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
@@ -227,9 +227,14 @@ def content(file):
         raise ConfigError(f"data: {file} cannot be read: {error.strerror}.") from None
 
 
+def read_part(part, config):
+    """The rows of "train", "validation" or "test"."""
+    return read_rows(config["data"][part], config["data"]["labels"])
+
+
 def read_rows(file, labels=None):
-    """The rows of a .jsonl file, one object a line; an error names the line that cannot be used."""
-    rows = []
+    """The rows of a .jsonl file, one object a line, as a `Dataset`; an error names the line that cannot be used."""
+    blocks, rows = [], []
     for number, line in enumerate(content(file).split(b"\n"), 1):
         if not line.strip():
             continue
@@ -239,11 +244,19 @@ def read_rows(file, labels=None):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
+        if len(row["tokens"]) != len(row["tags"]):
+            counts = f"{len(row['tokens'])} tokens and {len(row['tags'])} tags"
+            raise ConfigError(f"data: {file}, line {number} has {counts}: each word needs one.")
         if unknown := [tag for tag in row["tags"] if labels and tag not in labels]:
             names = ", ".join(map(str, labels))
             raise ConfigError(f"data: {file}, line {number} has {unknown[0]}, and labels has {names}.")
-        rows.append(row)
-    return rows
+        rows.append({name: row[name] for name in COLUMNS})
+        if len(rows) == 10_000:  # a million rows are not held as Python objects
+            blocks, rows = [*blocks, datasets.Dataset.from_list(rows)], []
+    blocks += [datasets.Dataset.from_list(rows)] if rows else []
+    if not blocks:
+        raise ConfigError(f"data: {file} has no rows.")
+    return datasets.concatenate_datasets(blocks)
 
 
 def mapped(rows, function):
@@ -280,16 +293,24 @@ def longest(config, tokenizer):
 
 def encode(rows, tokenizer, config):
     """Words as token ids, with the number of each word's tag on its first token; -100 elsewhere, which is skipped."""
-    tags, cut, examples = config["data"]["labels"], dict(truncation=True, max_length=config["data"]["max_length"]), []
-    for row in rows:
-        ids = tokenizer(row["tokens"], is_split_into_words=True, **cut)
-        labels, previous = [], None
-        for word in ids.word_ids():
-            first = word is not None and word != previous
-            labels.append(tags.index(row["tags"][word]) if first else -100)
-            previous = word
-        examples.append({**ids, "labels": labels})
-    return examples
+    tags, cut = config["data"]["labels"], dict(truncation=True, max_length=config["data"]["max_length"])
+
+    def ids(batch, places):
+        found = tokenizer(batch["tokens"], is_split_into_words=True, **cut)
+        labels, words = [], []
+        for i in range(len(places)):
+            whole = found.word_ids(i)
+            first = [word is not None and word != before for word, before in zip(whole, [None, *whole], strict=False)]
+            words.append([word for word, begins in zip(whole, first, strict=True) if begins])
+            given = batch["tags"][i]
+            labels.append([tags.index(given[w]) if begins else -100 for w, begins in zip(whole, first, strict=True)])
+        cut_off = [
+            len(given) > kept[-1] + 1 if kept else bool(given)
+            for given, kept in zip(batch["tokens"], words, strict=True)
+        ]
+        return {**found, "labels": labels, "words": words, "length": list(map(len, labels)), "cut": cut_off}
+
+    return mapped(rows, ids)
 
 
 # ---- Model --------------------------------------------------------------------------------------------
@@ -394,18 +415,18 @@ def load_model(config, trained=None):
 
 
 def best(logits, labels):
-    """The likeliest tag, so that not all logits are kept until the end of an evaluation."""
-    return logits.argmax(-1)
+    """The likeliest tag and its probability, so that not all logits are kept until the end of an evaluation."""
+    return torch.stack(logits.float().softmax(-1).max(-1)[::-1], -1)
 
 
 def scores_for(tags):
     def scores(results):
-        """Of whole entities: one counts as found when its kind, beginning and end are right."""
-        rows = [list(zip(*row, strict=True)) for row in zip(results.predictions, results.label_ids, strict=True)]
-        predictions = [[tags[predicted] for predicted, tag in row if tag != -100] for row in rows]
+        rows = [
+            list(zip(*row, strict=True)) for row in zip(results.predictions[..., 0], results.label_ids, strict=True)
+        ]
+        predictions = [[tags[int(predicted)] for predicted, tag in row if tag != -100] for row in rows]
         references = [[tags[tag] for _, tag in row if tag != -100] for row in rows]
-        metrics = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
-        return {name: float(score(references, predictions, zero_division=0)) for name, score in metrics.items()}
+        return scoring.scores(predictions, references)
 
     return scores
 
@@ -440,12 +461,44 @@ def last_whole_checkpoint(folder):
             continue
 
 
+def predicted(trainer, rows, examples, config):
+    """A tag for each word, with its probability, and the mean loss; a word that was cut off has no entity."""
+    trainer.args.train_sampling_strategy = "random"  # else the Trainer would give them in the order of their lengths
+    order = np.argsort(examples["length"][:], kind="stable")
+    output = trainer.predict(examples.select(order), metric_key_prefix="part")
+    tags = [["O"] * len(words) for words in rows["tokens"]]
+    sure = [np.zeros(len(words)) for words in rows["tokens"]]
+    for row, given, labels in zip(order.tolist(), output.predictions, output.label_ids, strict=True):
+        for word, (tag, probability) in zip(examples[row]["words"], given[labels != -100], strict=True):
+            tags[row][word], sure[row][word] = config["data"]["labels"][int(tag)], probability
+    return tags, sure, output.metrics["part_loss"]
+
+
 def evaluate(trainer, tokenizer, config, rows, examples):
-    """The scores on the validation and the test rows. Choose settings by the first; look at the second once."""
-    metrics = trainer.evaluate(examples["validation"], metric_key_prefix="validation")
-    metrics |= trainer.evaluate(examples["test"], metric_key_prefix="test")
-    timed = ("_runtime", "_per_second", "_model_preparation_time")
-    return {name: value for name, value in metrics.items() if name != "epoch" and not name.endswith(timed)}
+    """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
+
+    Choose settings by the validation rows; look at the test rows once.
+    """
+    metric, simple = scoring.main_metric(config), scoring.baselines(rows, config)
+    results = {"metric": metric, "metrics": {}, "baselines": {}, "predictions": {}, "references": {}}
+    results["probabilities"] = {}
+    for part in ("validation", "test"):
+        predictions, sure, loss = predicted(trainer, rows[part], examples[part], config)
+        references = rows[part]["tags"][:]
+        scores = {"loss": loss, **scoring.scores(predictions, references)}
+        results["metrics"] |= {f"{part}_{name}": value for name, value in scores.items()}
+        systems = {"this model": predictions, **{name: one[part] for name, one in simple.items()}}
+        made = {name: scoring.statistics(one, references) for name, one in systems.items()}
+        score = made["this model"][1]
+        results["baselines"][part] = verdict.compare({name: one for name, (one, _) in made.items()}, score)
+        results["predictions"][part], results["references"][part] = predictions, references
+        results["probabilities"][part] = sure
+    results["warnings"] = [
+        *scoring.warnings(results, rows, config),
+        *verdict.of_the_curve(config, trainer.state.log_history, metric, len(rows["validation"])),
+        *verdict.of_the_cut(config, sum(examples["train"]["cut"]), len(rows["train"]), longest(config, tokenizer), ""),
+    ]
+    return results
 
 
 def record_file(config):
@@ -498,9 +551,11 @@ def find(path):
                 record_file(asked).write_text(json.dumps({"settings": asked, "metrics": metrics}), encoding="utf-8")
             trainer.accelerator.wait_for_everyone()
         metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
-        tried[one] = metrics.get(f"eval_{scoring.main_metric(config)}", -metrics["eval_loss"]), -metrics["eval_loss"]
-        print(f"learning_rate {one:g}: {scoring.main_metric(config)} {tried[one][0]:.4f}, loss {-tried[one][1]:.4f}")
-    best = max(tried, key=lambda one: [-math.inf if math.isnan(value) else value for value in tried[one]])
+        names = (scoring.main_metric(config), "loss")
+        tried[one] = {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+        print(f"learning_rate {one:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in tried[one].items()))
+    whole = {one: made for one, made in tried.items() if math.isfinite(made["loss"])} or tried
+    best = max(whole, key=lambda one: [-value if name == "loss" else value for name, value in whole[one].items()])
     text = (HERE / path).read_text(encoding="utf-8")
     said = f"  # the best of {', '.join(f'{one:g}' for one in tried)} in {steps:.0f} steps, on the validation rows"
     text = re.sub(r"(?m)^  learning_rate:.*$", f"  learning_rate: {best:g}{said}", text)
@@ -524,7 +579,7 @@ def main(path="config.yaml"):
 
     # Data
     tokenizer = load_tokenizer(config)
-    rows = {part: read_rows(config["data"][part], config["data"]["labels"]) for part in PARTS}
+    rows = {part: read_part(part, config) for part in PARTS}
     examples = {part: encode(rows[part], tokenizer, config) for part in PARTS}
     print({part: f"{len(examples[part])} rows" for part in PARTS})
     print(rows["train"][0], tokenizer.decode(examples["train"][0]["input_ids"]), sep="\n")
