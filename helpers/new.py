@@ -285,7 +285,8 @@ def _checked(task, rows, columns, labels):
         options = {"classification": "--text and --label", "tokens": "--tokens and --tags"}
         hint = f" Your columns are named by {options.get(task, '--prompt and --answer')}."
         raise ValueError(f"{error}{hint if 'has no column' in str(error) else ''}") from None
-    kept = {columns[text]: text, columns[label]: label}
+    found = columns[label] if columns[label] in _first(rows).column_names else label  # columns of 0 and 1 become one
+    kept = {columns[text]: text, found: label}
     splits = _splits(rows, lambda part: part.select_columns(list(kept)).rename_columns(kept))
     feature = splits["train"].features[label]
     names = getattr(feature, "feature", feature).names  # a row's labels may be a list
@@ -303,9 +304,13 @@ def _splits(rows, change):
     return {name: change(part) for name, part in (rows if isinstance(rows, dict) else {"train": rows}).items()}
 
 
+def _first(rows):
+    return rows["train"] if isinstance(rows, dict) else rows
+
+
 def _are_words(labels, rows, column):
     """Whether the labels are words for numbers: the data have as many whole numbers as there are words."""
-    rows = rows["train"] if isinstance(rows, dict) else rows
+    rows = _first(rows)
     if not labels or column not in rows.column_names:
         return False
     numbers = {str(value) for value in rows[column]}
@@ -587,7 +592,10 @@ def main(arguments=None):
     parser.add_argument("--method", choices=list(METHODS), default="lora")
     parser.add_argument("--labels", nargs="+", help="in the order of their numbers; left out: read from the data")
     for option, task in {"text": 0, "label": 0, "tokens": 1, "tags": 1}.items():
-        parser.add_argument(f"--{option}", default=option, help=f"column, for {list(KINDS)[task]} (%(default)s)")
+        several = dict(nargs="+", help="column, or columns of 0 and 1, for classification") if option == "label" else {}
+        parser.add_argument(
+            f"--{option}", **{"default": option, "help": f"column, for {list(KINDS)[task]} (%(default)s)", **several}
+        )
     parser.add_argument("--prompt", help='column, or several as in "{passage} {question}", for generation')
     parser.add_argument("--answer", help="column, for generation")
     parser.add_argument("--set", action="append", type=_setting, default=[], metavar="SECTION.NAME=VALUE")
@@ -596,6 +604,8 @@ def main(arguments=None):
     )
     options = vars(parser.parse_args(arguments))
     options["settings"] = dict(options.pop("set"))
+    if len(options["label"]) == 1:
+        [options["label"]] = options["label"]
     try:
         project(options.pop("task"), options.pop("name"), **options)
     except (ValueError, OSError) as error:

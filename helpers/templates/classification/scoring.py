@@ -138,7 +138,7 @@ def warnings(results, rows, config):
         only = "no label at all" if not predicted.any() else None
     else:
         only = f"the label {labels[predicted[0]]!r}" if len(set(predicted)) == 1 < len(set(references)) else None
-    if verdict.unclear(compared, trivial) and not can_be_read(rows, config):
+    if verdict.unclear(compared, trivial) and len(rows["train"]) >= 200 and not can_be_read(rows, config):
         found.append(verdict.unrelated("labels"))
     elif only:
         even = not several and max(np.bincount(references)) * len(labels) < 1.5 * len(references)

@@ -5,6 +5,7 @@ task, and the settings. Pictures are SVG, drawn here.
 """
 
 import html
+import math
 
 import yaml
 
@@ -27,7 +28,7 @@ p { margin: .4rem 0 .8rem; max-width: 44rem; }
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 500; }
 th, td { padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; max-width: 26rem; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 table.matrix td { text-align: center; padding: .4rem .7rem; border: 1px solid var(--paper); }
 tr.first td { font-weight: 600; }
@@ -88,8 +89,11 @@ def picture(width, height, drawn, label, caption=""):
     return f"<figure>{svg}<figcaption>{escaped(caption)}</figcaption></figure>"
 
 
-def ticks(low, high, count=4):
-    return [low + (high - low) * i / count for i in range(count + 1)]
+def ticks(low, high):
+    """Round numbers between two, three to seven of them."""
+    size = 10 ** math.floor(math.log10((high - low) / 3))
+    size *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= 6)
+    return [size * i for i in range(math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9) + 1)]
 
 
 def lines(series, x, y, low=None, high=None, diagonal=False):
@@ -97,11 +101,10 @@ def lines(series, x, y, low=None, high=None, diagonal=False):
     places = [place for _, _, points in series for place in points]
     if not places:
         return ""
-    left, right = min(place[0] for place in places), max(place[0] for place in places)
+    left, right = 0, max(place[0] for place in places)
     low = min(place[1] for place in places) if low is None else low
     high = max(place[1] for place in places) if high is None else high
-    left, right = (left - 1, right + 1) if left == right else (left, right)
-    low, high = (low - 0.5, high + 0.5) if low == high else (low, high)
+    right, low, high = right or 1, low - 0.05 * (low == high), high + 0.05 * (low == high)
     width, height, margin, top = 380, 230, 46, 22
 
     def at(place):
@@ -188,7 +191,7 @@ def curves(history, metric):
     scored = [(one["epoch"], one[f"eval_{metric}"]) for one in history if f"eval_{metric}" in one]
     usual = sorted(loss for _, loss in losses + validated)[: max(1, int(0.98 * len(losses + validated)))]
     high = usual[-1] if usual else None  # a spike does not flatten the rest
-    pictures = lines([("training", BLUE, losses), ("validation", ORANGE, validated)], "epoch", "loss", high=high)
+    pictures = lines([("training", BLUE, losses), ("validation", ORANGE, validated)], "epoch", "loss", 0, high)
     return pictures + lines([("validation", ORANGE, scored)], "epoch", metric)
 
 
@@ -208,7 +211,8 @@ def write(file, name, record, sections):
         '<p class="soft">The lead is paired: both are scored on the same rows, drawn again 1,000 times. Choose '
         "settings by the validation rows, and look at the test rows once.</p>"
     )
-    parts.append(scores("validation", compared["validation"], metric, rows["validation"]))
+    validation = scores("validation", compared["validation"], metric, rows["validation"])
+    parts.append(f"<details><summary>On the validation rows</summary>{validation}</details>")
     parts.append(f"<h2>Training</h2>{curves(record['curve'], metric)}")
     parts += [f"<h2>{escaped(title)}</h2>{content}" for title, content in sections]
     settings = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)

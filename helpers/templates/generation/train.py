@@ -31,7 +31,6 @@ from pathlib import Path
 
 import datasets
 import jinja2
-import numpy as np
 import peft
 import torch
 import yaml

@@ -66,34 +66,40 @@ def effort(config):
 
 
 def of_the_baselines(config, compared, metric, trivial):
-    """Whether the model is below a baseline, or not shown to be above one that reads nothing.
+    """Whether the model is below a baseline, or not shown to be above one that the training should leave behind.
 
-    `compared` has the comparison of each part; `trivial` are the names of the baselines that read nothing.
+    `compared` has the comparison of each part; `trivial` are the names of the baselines that read or learn nothing.
     """
-    warnings, parts = [], list(compared.items())
-    for name in list(parts[0][1])[1:]:
-        below = [(part, one) for part, one in parts if one[name]["lead"] < 0]
-        if below:
-            said = " and ".join(
-                f"on the {part} rows ({next(iter(one.values()))['score']:.3f} against {one[name]['score']:.3f})"
-                for part, one in below
-            )
-            warnings.append(
-                f'{metric} is below the baseline "{name}" {said}: raise {effort(config)}, or let '
-                "`python train.py --find` try some rates."
-            )
+    below, level = [], []
+    for name in list(next(iter(compared.values())))[1:]:
+        said = " and ".join(
+            f"{next(iter(one.values()))['score']:.3f} against {one[name]['score']:.3f} on the {part} rows"
+            for part, one in compared.items()
+            if one[name]["lead"] < 0
+        )
+        if said:
+            below.append(f"{name} ({said})")
         elif name in trivial and unclear(compared, name):
-            leads = ", ".join(f"{part} {points(one[name]['lead'])} points" for part, one in parts)
-            remedy = f"raise {effort(config)}, or get more rows"
-            warnings.append(
-                f"{metric} is not shown to be above the baseline {name}, which reads nothing ({leads}): {remedy}."
-            )
+            leads = ", ".join(f"{part} {points(one[name]['lead'])} points" for part, one in compared.items())
+            level.append(f"{name} ({leads})")
+    warnings = []
+    if below:
+        warnings.append(
+            f"{metric} is below a baseline: {'; '.join(below)}. Raise {effort(config)}, or let "
+            "`python train.py --find` try some rates."
+        )
+    if level:
+        warnings.append(
+            f"{metric} is not shown to be above a baseline: {'; '.join(level)}. Raise {effort(config)}, or get more "
+            "rows."
+        )
     return warnings
 
 
-def unclear(compared, trivial):
-    """Whether no part shows the model above the baseline that reads nothing."""
-    return all(one[trivial]["lead_low"] <= 0 for one in compared.values())
+def unclear(compared, name):
+    """Whether the leads over a baseline, on all parts together, may be chance."""
+    leads = [(one[name]["lead"], (one[name]["lead_high"] - one[name]["lead_low"]) / 3.92) for one in compared.values()]
+    return sum(lead / max(error, 1e-3) for lead, error in leads) / len(leads) ** 0.5 < 1.96
 
 
 def unrelated(what):
