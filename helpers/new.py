@@ -93,7 +93,8 @@ def project(
     >>> folder = project("classification", Path(tempfile.mkdtemp()) / "my reviews")
     my reviews: 480 rows to train, 60 to validate, 60 to test. Now: cd "my reviews" and python train.py
     >>> sorted(path.name for path in folder.iterdir())
-    ['README.md', 'config.yaml', 'data', 'predict.py', 'requirements.txt', 'train.ipynb', 'train.py']
+    ['README.md', 'config.yaml', 'data', 'predict.py', 'report.py', 'requirements.txt', 'scoring.py', 'train.ipynb', \
+'train.py', 'verdict.py']
 
     Taught in README.md, "From notebook to project".
     """
@@ -278,6 +279,8 @@ def _checked(task, rows, columns, labels):
             rows = tables.to_messages(rows, prompt=columns["prompt"], answer=columns["answer"])
             return _splits(rows, _with_prompt), None, []
         check = tables.check_tokens if task == "tokens" else tables.check
+        if task == "classification":
+            _refuse_numbers(_first(rows), columns[label])
         words = _are_words(labels, rows, columns[label])
         named = {text: columns[text], label: columns[label], "labels": None if words else labels}
         rows = check(rows, **named, duplicates="ignore")
@@ -302,6 +305,21 @@ def _checked(task, rows, columns, labels):
 
 def _splits(rows, change):
     return {name: change(part) for name, part in (rows if isinstance(rows, dict) else {"train": rows}).items()}
+
+
+def _refuse_numbers(rows, column):
+    """Raises when the labels are measurements: many numbers, or some that are not whole."""
+    values = set(map(str, rows[column])) if column in rows.column_names else {"a word"}
+    number = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
+    if len(values) > 10 and all(map(number.fullmatch, values)):
+        broken = sorted(value for value in values if float(value) % 1)
+        if broken or len(values) > max(20, len(rows) / 4):
+            raise ValueError(
+                f'column "{column}" holds {len(values)} different numbers, such as {(broken or sorted(values))[0]}: that '
+                "is a regression, and a project gives classes. Put the numbers into a few classes; or train "
+                'AutoModelForSequenceClassification with num_labels=1 and problem_type="regression" in a script of '
+                "your own, with the numbers, scaled to a mean of 0 and a spread of 1, as labels."
+            )
 
 
 def _first(rows):

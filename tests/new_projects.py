@@ -55,7 +55,7 @@ def as_options(settings):
 
 
 def load(folder, name="train"):
-    """The project's train.py as the module `train`, or its predict.py, which imports that; its other files are its own."""
+    """The project's train.py as the module `train`, or its predict.py, which imports that."""
     spec = importlib.util.spec_from_file_location(name, Path(folder) / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     for other in ("scoring", "verdict", "report"):

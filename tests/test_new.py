@@ -34,6 +34,9 @@ def _here(tmp_path, monkeypatch):
     with Path("mine.csv").open("w", newline="") as file:
         rows = [(f"It was {word} the {n}th time, and I say so.", n % 3) for n in range(30) for word in ("fine", "bad")]
         csv.writer(file).writerows([("comment", "stars"), *rows])
+        numbers = [(text, n + 0.5) for n, (text, _) in enumerate(rows)]
+    with Path("numbers.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("comment", "stars"), *numbers])
     yield
     sys.modules.pop("train", None)
 
@@ -102,6 +105,11 @@ REFUSED = [
         {"model": "tiny-seq2seq", "settings": {"data.chat_template": "x"}},
         "data: chat_template is for decoders",
     ),
+    (
+        ("classification", "new"),
+        MINE | {"data": "numbers.csv"},
+        'column "stars" holds 60 different numbers, such as 0.5: that is a regression.*num_labels=1',
+    ),
     (("classification", "new"), MINE | {"data": ["mine.csv", "mine.csv"]}, "no row to train on is left: the texts"),
 ]
 
@@ -110,7 +118,7 @@ REFUSED = [
 def test_what_cannot_work_is_refused_and_nothing_is_written(given, options, message):
     with pytest.raises((ValueError, OSError), match=message):
         new.project(*given, **options)
-    assert made() == ["mine.csv"]
+    assert made() == ["mine.csv", "numbers.csv"]
 
 
 def test_the_command_names_its_options():
@@ -139,7 +147,7 @@ def test_a_set_up_that_is_interrupted_leaves_nothing(moment, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         new.project("classification", "new", **MINE)
     assert calls
-    assert made() == ["mine.csv"]
+    assert made() == ["mine.csv", "numbers.csv"]
 
 
 # ---- Data of another shape -----------------------------------------------------------------------------------------
@@ -214,6 +222,8 @@ METHOD_FILES = {"full": [], **{path.stem: [path] for path in (new.TEMPLATES / "m
 OTHER = {  # another value, where adding one or turning round does not do
     "model.pretrained_model_name_or_path": "../other",
     "data.labels": ["2", "1", "0"],
+    "data.stride": 4,
+    "data.written": 3,
     "data.chat_template": "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}",
     "training.output_dir": "runs/other",
     "training.lr_scheduler_type": "cosine",
@@ -223,6 +233,7 @@ OTHER = {  # another value, where adding one or turning round does not do
     "training.save_strategy": "no",
     "training.metric_for_best_model": "loss",
     "training.early_stopping_patience": 3,
+    "training.activation_checkpointing": True,
     "training.report_to": "tensorboard",
     "training.load_best_model_at_end": False,
     "peft.peft_type": "RANDLORA",
@@ -292,10 +303,18 @@ def built(train, config, section, key):
         return train.place(config)
     if key == "early_stopping_patience" or section == "data":
         tokenizer = train.load_tokenizer(config)
-        rows = {part: train.read_rows(config["data"][part])[:20] for part in train.PARTS}
+        rows = {part: train.read_rows(config["data"][part]) for part in train.PARTS}
+        rows = {part: some.select(range(min(20, len(some)))) for part, some in rows.items()}
+        if key == "written":
+            return {part: len(some) for part, some in train.to_write(rows, config).items()}
+        if key == "multi_label":
+            return train.load_model(config).config.problem_type
         examples = {part: train.encode(rows[part], tokenizer, config) for part in train.PARTS}
+        if key == "class_weights":
+            arguments, model = train.training_arguments(config), train.load_model(config)
+            return type(train.make_trainer(config, arguments, model, tokenizer, examples)).__name__
         if section == "data":
-            return rows, examples
+            return [[one.to_list() for one in given.values()] for given in (rows, examples)]
         arguments, model = train.training_arguments(config), train.load_model(config)
         trainer = train.make_trainer(config, arguments, model, tokenizer, examples)
         return [type(one).__name__ for one in trainer.callback_handler.callbacks]
@@ -328,6 +347,8 @@ def test_every_setting_of_the_template_does_something(kind, name, kinds):
     train = kinds(kind)
     config = train.read_config()
     section, _, key = name.partition(".")
+    if key == "stride":
+        config["data"]["max_length"] = 12  # else no text is too long
     before = built(train, config, section, key)
     other = copy.deepcopy(config)
     value = other[section][key]
@@ -405,7 +426,7 @@ def test_a_step_in_small_batches_is_the_step_of_the_large_one(kind, kinds):
     config = train.read_config()
     config = {section: config[section] for section in config if section not in ("peft", "quantization")}
     tokenizer, rows = train.load_tokenizer(config), train.read_rows("data/train.jsonl")
-    examples = train.encode(rows, tokenizer, config)[:16]
+    examples = train.encode(rows, tokenizer, config).to_list()[:16]
     if kind in ("tagger", "seq2seq"):  # a mean for each small batch: equal when all have as many labels
         for example in examples:
             counted = [i for i, label in enumerate(example["labels"]) if label != -100][:2]
@@ -416,7 +437,7 @@ def test_a_step_in_small_batches_is_the_step_of_the_large_one(kind, kinds):
         changes |= {"max_steps": 1, "save_strategy": "no", "early_stopping_patience": None}
         changes |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": together}
         asked = config | {"training": config["training"] | changes}
-        parts = {"train": examples, "validation": examples}
+        parts = dict.fromkeys(("train", "validation"), Dataset.from_list(examples))
         trainer = train.make_trainer(asked, train.training_arguments(asked), train.load_model(asked), tokenizer, parts)
         trainer.train()
         return [trainer.state.log_history[0][name] for name in ("loss", "grad_norm")]
@@ -473,7 +494,7 @@ def test_a_variant_of_lora_is_carried_on(way, setting, capsys):
 def test_a_run_that_a_project_cannot_do_is_refused(file, message):
     with pytest.raises(ValueError, match=message):
         new.from_record(env.DATA / "results" / file, "classification", "mine")
-    assert made() == ["mine.csv"]
+    assert made() == ["mine.csv", "numbers.csv"]
 
 
 def test_a_run_of_a_project_is_carried_on(kinds, capsys):
@@ -603,7 +624,7 @@ def test_the_examples_are_those_of_helpers_text(kind, kinds):
 
     train = kinds(kind)
     tokenizer, rows = train.load_tokenizer(train.read_config()), train.read_rows("data/train.jsonl")
-    found = Dataset.from_list(rows)
+    found = Dataset.from_list(rows.to_list())
     if kind == "decoder":  # with several turns
         wanted = text.tokenize_chat(found, tokenizer)
         assert max(len(row["messages"]) for row in rows) > 3
@@ -667,7 +688,8 @@ def test_the_notebook_has_the_steps_of_train_py(task):
 OWN = {  # what one of the three says otherwise than the others
     "train": {
         "read_config", "begin", "read_rows", "load_tokenizer", "encode", "task_type", "network", "peft_config",
-        "quantization_config", "load_model", "best", "make_trainer", "evaluate", "main",
+        "quantization_config", "load_model", "best", "make_trainer", "evaluate", "main", "read_part", "predicted",
+        "training_arguments", "save_record",
     },
     "predict": {"answers"},
 }  # fmt: skip
@@ -682,10 +704,15 @@ def test_what_the_three_examples_share_is_the_same(name):
         assert [one for one in sorted(shared) if ast.dump(first[one]) != ast.dump(other[one])] == []
 
 
+@pytest.mark.parametrize("name", ["verdict", "report"])
+def test_the_files_that_no_task_changes_are_the_same(name):
+    assert len({(new.TEMPLATES / task / f"{name}.py").read_bytes() for task in new.KINDS}) == 1
+
+
 @pytest.mark.parametrize("task", new.KINDS)
 def test_a_project_is_the_example_but_for_settings_readme_and_data(task, kinds):
     folder = kinds({"classification": "encoder", "tokens": "tagger", "generation": "decoder"}[task]).HERE
-    for file in ("train.py", "predict.py", "train.ipynb"):
+    for file in ("train.py", "predict.py", "scoring.py", "verdict.py", "report.py", "train.ipynb"):
         assert (folder / file).read_bytes() == (new.TEMPLATES / task / file).read_bytes()
     example = (new.TEMPLATES / task / "config.yaml").read_text().splitlines()
     made = (folder / "config.yaml").read_text().splitlines()
