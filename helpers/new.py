@@ -223,7 +223,7 @@ def _place_of_model(path, place):
     try:
         return {name: os.path.relpath(path, place)}, ""
     except ValueError:  # on Windows, on another drive
-        moved = f"The model is on another drive, at {path}: do not move it, or set {name} in config.yaml."
+        moved = f"The model is on another drive, so the project cannot be moved without setting {name}."
         return {name: str(Path(path).resolve())}, moved
 
 
@@ -315,8 +315,8 @@ def _refuse_numbers(rows, column):
         broken = sorted(value for value in values if float(value) % 1)
         if broken or len(values) > max(20, len(rows) / 4):
             raise ValueError(
-                f'column "{column}" holds {len(values)} different numbers, such as {(broken or sorted(values))[0]}: that '
-                "is a regression, and a project gives classes. Put the numbers into a few classes; or train "
+                f'column "{column}" holds {len(values)} different numbers, such as {(broken or sorted(values))[0]}: '
+                "that is a regression, and a project gives classes. Put the numbers into a few classes; or train "
                 'AutoModelForSequenceClassification with num_labels=1 and problem_type="regression" in a script of '
                 "your own, with the numbers, scaled to a mean of 0 and a spread of 1, as labels."
             )

@@ -691,7 +691,7 @@ OWN = {  # what one of the three says otherwise than the others
         "quantization_config", "load_model", "best", "make_trainer", "evaluate", "main", "read_part", "predicted",
         "training_arguments", "save_record",
     },
-    "predict": {"answers"},
+    "predict": {"answers", "main"},
 }  # fmt: skip
 
 

@@ -544,40 +544,46 @@ def save_record(config, trainer, results, rows, seconds):
         record_file(config).write_text(text, encoding="utf-8")
 
 
+def brief_run(config, rate, steps, tokenizer, examples):
+    """The scores on the validation rows after so many steps at this rate; they are kept, so it is not run again."""
+    output_dir = f"{config['training']['output_dir']}-find/{rate:g}"
+    brief = dict(learning_rate=rate, max_steps=steps, output_dir=output_dir, early_stopping_patience=None)
+    brief |= dict(eval_strategy="no", load_best_model_at_end=False)
+    brief |= dict(save_strategy="steps", save_steps=50, save_total_limit=1)
+    asked = {**config, "training": {**config["training"], **brief}}
+    if not record_file(asked).exists():
+        arguments = training_arguments(asked)
+        begin(asked, arguments)
+        trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+        record = {"settings": asked, "metrics": trainer.evaluate()}
+        if trainer.is_world_process_zero():
+            record_file(asked).write_text(json.dumps(record), encoding="utf-8")
+        trainer.accelerator.wait_for_everyone()
+    metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
+    names = (scoring.main_metric(config), "loss")
+    return {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+
+
 def find(path):
     """Tries learning rates in short runs, and writes the best by the validation rows into a copy of the settings."""
     config, tried = read_config(path), {}
-    folder, rate = f"{config['training']['output_dir']}-find", config["training"]["learning_rate"]
-    tokenizer = load_tokenizer(config)
+    tokenizer, training = load_tokenizer(config), config["training"]
     rows = {part: read_part(part, config) for part in ("train", "validation")}
     examples = {part: encode(rows[part], tokenizer, config) for part in rows}
-    batch = config["training"]["per_device_train_batch_size"] * config["training"].get("gradient_accumulation_steps", 1)
-    steps = min(200, config["training"].get("num_train_epochs", 3) * max(1, len(examples["train"]) // batch))
-    for one in (rate / 9, rate / 3, rate, rate * 3):
-        one = float(f"{one:.1e}")
-        brief = dict(
-            learning_rate=one, max_steps=int(steps), output_dir=f"{folder}/{one:g}", early_stopping_patience=None
-        )
-        brief |= dict(eval_strategy="no", load_best_model_at_end=False, save_strategy="steps")
-        asked = {**config, "training": {**config["training"], **brief, "save_steps": 50, "save_total_limit": 1}}
-        if not record_file(asked).exists():  # else it was tried before an interruption
-            begin(asked, arguments := training_arguments(asked))
-            trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
-            trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
-            metrics = trainer.evaluate()
-            if trainer.is_world_process_zero():
-                record_file(asked).write_text(json.dumps({"settings": asked, "metrics": metrics}), encoding="utf-8")
-            trainer.accelerator.wait_for_everyone()
-        metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
-        names = (scoring.main_metric(config), "loss")
-        tried[one] = {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
-        print(f"learning_rate {one:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in tried[one].items()))
-    whole = {one: made for one, made in tried.items() if math.isfinite(made["loss"])} or tried
-    best = max(whole, key=lambda one: [-value if name == "loss" else value for name, value in whole[one].items()])
+    batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+    steps = min(200, int(training.get("num_train_epochs", 3) * max(1, len(examples["train"]) // batch)))
+    steps = min(steps, training["max_steps"]) if training.get("max_steps", -1) > 0 else steps
+    for factor in (1 / 9, 1 / 3, 1, 3):
+        rate = float(f"{training['learning_rate'] * factor:.1e}")
+        tried[rate] = brief_run(config, rate, steps, tokenizer, examples)
+        print(f"learning_rate {rate:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in tried[rate].items()))
+    whole = {rate: made for rate, made in tried.items() if math.isfinite(made["loss"])} or tried
+    best = max(whole, key=lambda rate: [-value if name == "loss" else value for name, value in whole[rate].items()])
+    said = f"  # the best of {', '.join(f'{rate:g}' for rate in tried)} in {steps} steps, on the validation rows"
     text = (HERE / path).read_text(encoding="utf-8")
-    said = f"  # the best of {', '.join(f'{one:g}' for one in tried)} in {steps:.0f} steps, on the validation rows"
     text = re.sub(r"(?m)^  learning_rate:.*$", f"  learning_rate: {best:g}{said}", text)
-    text = re.sub(r"(?m)^  output_dir:.*$", f"  output_dir: {config['training']['output_dir']}-found", text)
+    text = re.sub(r"(?m)^  output_dir:.*$", f"  output_dir: {training['output_dir']}-found", text)
     found = (HERE / path).with_name(f"{Path(path).stem}-found.yaml")
     found.write_text(text, encoding="utf-8", newline="\n")
     print(f"{best:g} is the best, written into {found.name}: python train.py {found.name}")
