@@ -3,6 +3,7 @@
 import ast
 import copy
 import csv
+import io
 import json
 import os
 import re
@@ -38,11 +39,18 @@ def _here(tmp_path, monkeypatch):
     with Path("numbers.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("comment", "stars"), *numbers])
     yield
-    sys.modules.pop("train", None)
+    for name in ("train", "predict", "scoring", "verdict", "report"):
+        sys.modules.pop(name, None)
 
 
 def made(folder="."):
     return sorted(path.name for path in Path(folder).iterdir())
+
+
+NO_SYSTEM = (  # as Gemma's
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+)
 
 
 # ---- What is refused -----------------------------------------------------------------------------------------------
@@ -109,6 +117,11 @@ REFUSED = [
         ("classification", "new"),
         MINE | {"data": "numbers.csv"},
         'column "stars" holds 60 different numbers, such as 0.5: that is a regression.*num_labels=1',
+    ),
+    (
+        ("generation", "new"),
+        {"settings": {"data.chat_template": NO_SYSTEM}},
+        r"refuses a conversation of system, user.* \(System role not supported\).* It is so in \d+ rows: ",
     ),
     (("classification", "new"), MINE | {"data": ["mine.csv", "mine.csv"]}, "no row to train on is left: the texts"),
 ]
@@ -207,6 +220,66 @@ def test_rows_to_train_that_are_in_another_part_are_left_out_and_told():
     assert sizes[2] == 6
     assert 0 < left_out <= 6
     assert sum(sizes) + left_out == 66
+
+
+def test_a_model_on_another_drive_is_named_by_its_whole_path(monkeypatch, capsys):
+    usual = os.path.relpath
+
+    def relpath(path, start=os.curdir):  # as on Windows
+        if Path(start).name == "new":
+            raise ValueError("path is on mount 'C:', start on mount 'D:'")
+        return usual(path, start)
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    train = load(new.project("classification", "new", **MINE))
+    assert "on another drive, so the project cannot be moved without" in capsys.readouterr().out
+    assert train.read_config()["model"]["pretrained_model_name_or_path"] == env.model_path("tiny-encoder")
+
+
+def test_where_each_setting_came_from_is_said():
+    folder = new.project("classification", "new", **MINE, method="full", settings={"training.seed": 3})
+    text, rule = (folder / "config.yaml").read_text(), env.recommend("tiny-encoder", "full", 72, 3)
+    values = yaml.safe_load(text)["training"]
+    assert [values[name] for name in new.RECOMMENDED.values()] == [rule[name] for name in new.RECOMMENDED]
+    assert re.search(r"  learning_rate: .*  # rate .*: width \d+, full; train.py --find tries others", text)
+    assert re.search(r"  num_train_epochs: \d+  # .* rows and 3 classes need", text)
+    assert "  seed: 3  # as given\n" in text
+
+
+def test_rows_may_have_several_labels():
+    folder = new.project("classification", "new", **MINE, method="full", settings=QUICK)
+    train = load(folder)
+    for part in train.PARTS:
+        file = folder / "data" / f"{part}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [row | {"label": ["0", "1"] if "bad" in row["text"] else []} for row in rows]
+        file.write_text("\n".join(map(json.dumps, rows)))
+    changed = {"data.multi_label": True, "training.metric_for_best_model": "f1_micro", "training.max_steps": 2}
+    changed |= {"data.class_weights": True}
+    text = new._with_settings((folder / "config.yaml").read_text(), changed)
+    (folder / "config.yaml").write_text(text)
+    train.main()
+    run = record.load(folder / "runs" / "main.json")
+    assert {"test_f1_micro", "test_f1_macro", "test_accuracy"} <= set(run["metrics"])
+    assert run["baselines"]["test"]["word counts"]["score"] == 1
+    predict = load(folder, "predict")
+    said = predict.answers(*[predict.load("config.yaml")[i] for i in (2, 1, 0)], [{"text": "It was bad."}], 2)
+    assert isinstance(said[0]["predicted"], list)
+    assert set(said[0]["probabilities"]) == {"0", "1", "2"}
+    (folder / "data" / "train.jsonl").write_text('{"text": "Good.", "label": "0"}')
+    with pytest.raises(train.ConfigError, match=r"line 1 has the label 0, and needs a list of labels"):
+        train.read_part("train", train.read_config())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_answers_can_be_printed_on_any_console(terminal, kinds, monkeypatch):
+    monkeypatch.setitem(sys.modules, "train", kinds("encoder"))
+    predict, written = load(kinds("encoder").HERE, "predict"), io.BytesIO()
+    console = io.TextIOWrapper(written, encoding="cp1252", write_through=True)
+    console.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdout", console)
+    predict.printed([json.dumps({"text": "love it 😍"}, ensure_ascii=False)])
+    assert json.loads(written.getvalue().decode("ascii" if terminal else "utf-8")) == {"text": "love it 😍"}
 
 
 # ---- Settings ------------------------------------------------------------------------------------------------------
