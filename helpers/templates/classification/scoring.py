@@ -1,6 +1,7 @@
 """What the predictions are worth: scores, simple baselines on the same rows, and what looks wrong with them."""
 
 from collections import Counter
+from warnings import catch_warnings
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
@@ -87,7 +88,8 @@ def baselines(rows, config):
     simple = {f'always "{common}"': always}
     texts, targets, model = word_counts(rows, config, MOST)
     try:
-        model.fit(texts, targets)
+        with catch_warnings(action="ignore"):  # of a label that no row has, or all rows
+            model.fit(texts, targets)
         simple[WORDS] = {part: model.predict(one["text"][:]) for part, one in parts.items()}
     except ValueError:  # one class only, or texts without a word
         pass
