@@ -119,7 +119,7 @@ def can_be_read(rows, config):
     except ValueError:
         return False
     share = np.bincount(targets).max() / len(targets)
-    return right > share + 2 * (share * (1 - share) / len(targets)) ** 0.5
+    return right > share + 1.5 * (share * (1 - share) / len(targets)) ** 0.5
 
 
 # ---- What looks wrong -----------------------------------------------------------------------------------------------
@@ -140,12 +140,14 @@ def warnings(results, rows, config):
         only = "no label at all" if not predicted.any() else None
     else:
         only = f"the label {labels[predicted[0]]!r}" if len(set(predicted)) == 1 < len(set(references)) else None
-    if verdict.unclear(compared, trivial) and len(rows["train"]) >= 200 and not can_be_read(rows, config):
-        found.append(verdict.unrelated("labels"))
-    elif only:
+    lost = verdict.unclear(compared, trivial) and len(rows["train"]) >= 200 and not can_be_read(rows, config)
+    if only:
         even = not several and max(np.bincount(references)) * len(labels) < 1.5 * len(references)
         uneven = "" if even else ", or set data.class_weights: true, as the classes are uneven"
-        found.append(f"It gives every validation row {only}: raise {verdict.effort(config)}{uneven}.")
+        lost = "; if that does not help, see whether each text in data.train has its own label" if lost else ""
+        found.append(f"It gives every validation row {only}: raise {verdict.effort(config)}{uneven}{lost}.")
+    elif lost:
+        found.append(verdict.unrelated("labels"))
     else:
         found += verdict.of_the_baselines(config, compared, results["metric"], {trivial})
     return found + verdict.of_the_parts(compared)
