@@ -145,12 +145,14 @@ def warnings(results, rows, config):
         even = not several and max(np.bincount(references)) * len(labels) < 1.5 * len(references)
         uneven = "" if even else ", or set data.class_weights: true, as the classes are uneven"
         lost = "; if that does not help, see whether each text in data.train has its own label" if lost else ""
-        found.append(f"It gives every validation row {only}: raise {verdict.effort(config)}{uneven}{lost}.")
+        do = verdict.more_or_less(config, results["history"], len(labels))
+        found.append(f"It gives every validation row {only}: {do}{uneven}{lost}.")
     elif lost:
         found.append(verdict.unrelated("labels"))
     else:
-        found += verdict.of_the_baselines(config, compared, results["metric"], {trivial})
-    return found + verdict.of_the_parts(compared)
+        harder = verdict.of_the_parts(compared)
+        found += harder + verdict.of_the_baselines(config, compared, results["metric"], () if harder else {trivial})
+    return found
 
 
 # ---- The report's own sections --------------------------------------------------------------------------------------

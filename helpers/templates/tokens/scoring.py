@@ -75,12 +75,14 @@ def warnings(results, rows, config):
             if read > 0.05
             else ". A word list finds none either, so look whether data.train has each word's own tags"
         )
-        found.append(f"It finds no entity that is right, so F1 is 0: raise {verdict.effort(config)}{tags}.")
+        do = verdict.more_or_less(config, results["history"], len(config["data"]["labels"]))
+        found.append(f"It finds no entity that is right, so F1 is 0: {do}{tags}.")
     elif verdict.unclear(compared, NOTHING) and read <= 0.05:
         found.append(verdict.unrelated("tags"))
     else:
-        found += verdict.of_the_baselines(config, compared, results["metric"], {NOTHING})
-    return found + verdict.of_the_parts(compared)
+        harder = verdict.of_the_parts(compared)
+        found += harder + verdict.of_the_baselines(config, compared, results["metric"], () if harder else {NOTHING})
+    return found
 
 
 # ---- The report's own sections --------------------------------------------------------------------------------------

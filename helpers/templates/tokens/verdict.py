@@ -65,6 +65,14 @@ def effort(config):
     return f"training.learning_rate: {training['learning_rate']:g} or training.{length}: {training.get(length, 3)}"
 
 
+def more_or_less(config, history, classes):
+    """What to do when nothing was learnt: train more; or less fast, if the loss was above that of any guess."""
+    losses = [one["loss"] for one in history if "loss" in one]
+    if losses and not max(losses) < 1.5 * max(math.log(classes), 0.5):
+        return f"lower training.learning_rate: {config['training']['learning_rate']:g}, to a tenth or less"
+    return f"raise {effort(config)}"
+
+
 def of_the_baselines(config, compared, metric, trivial):
     """Whether the model is below a baseline, or not shown to be above one that the training should leave behind.
 
@@ -88,7 +96,7 @@ def of_the_baselines(config, compared, metric, trivial):
             f"{metric} is below a baseline: {'; '.join(below)}. Raise {effort(config)}, or let "
             "`python train.py --find` try some rates."
         )
-    if level:
+    if level and not below:
         warnings.append(
             f"{metric} is not shown to be above a baseline: {'; '.join(level)}. Raise {effort(config)}, or get more "
             "rows."
@@ -155,7 +163,7 @@ def of_the_parts(compared):
     validation, test = (next(iter(compared[part].values())) for part in ("validation", "test"))
     gap = validation["score"] - test["score"]
     wide = math.hypot(validation["high"] - validation["low"], test["high"] - test["low"]) / 2  # of the difference
-    if gap > 0.1 and gap > 1.5 * wide:
+    if gap > 0.1 and gap > 1.15 * wide:
         return [
             f"The test score, {test['score']:.3f}, is far below the validation rows', {validation['score']:.3f}: "
             "data.test is of another kind than data.train. Train on rows of that kind, and validate on some of them."
