@@ -189,6 +189,11 @@ def test_what_is_below_a_baseline_is_said(verdict):
     assert not verdict.of_the_baselines(config(), both_parts(always=(0.3, 0.25, 0.35)), "accuracy", {"always"})
 
 
+@pytest.mark.parametrize(("losses", "said"), [([0.69, 0.68], "raise"), ([9.0, 0.7], "lower"), ([math.nan], "lower")])
+def test_a_rate_that_is_too_high_is_not_raised(losses, said, verdict):
+    assert verdict.more_or_less(config(), [{"loss": loss} for loss in losses], 2).startswith(said)
+
+
 def test_a_test_of_another_kind_is_said(verdict):
     far = {
         part: {"this model": {"score": s, "low": s - 0.03, "high": s + 0.03}}
@@ -213,7 +218,7 @@ def results(scoring, rows, said, classes):
         scoring.baselines(rows, classes),
         {"metric": "accuracy", "baselines": {}, "predictions": {}, "references": {}},
     )
-    made["probabilities"] = {}
+    made |= {"probabilities": {}, "history": curve([0.6, 0.5], [0.7, 0.8])}
     for part in ("validation", "test"):
         made["references"][part] = scoring.numbers(rows[part]["label"], classes)
         made["predictions"][part] = scoring.numbers(said(rows[part]), classes)

@@ -509,9 +509,10 @@ def evaluate(trainer, tokenizer, config, rows, examples):
         results["baselines"][part] = verdict.compare({name: one for name, (one, _) in made.items()}, score)
         results["predictions"][part], results["references"][part] = predictions, references
         results["probabilities"][part] = probabilities
+    results["history"] = trainer.state.log_history
     results["warnings"] = [
         *scoring.warnings(results, rows, config),
-        *verdict.of_the_curve(config, trainer.state.log_history, metric, len(rows["validation"])),
+        *verdict.of_the_curve(config, results["history"], metric, len(rows["validation"])),
         *verdict.of_the_cut(
             config, sum(examples["train"]["cut"]), len(rows["train"]), longest(config, tokenizer), "data.stride: 32"
         ),

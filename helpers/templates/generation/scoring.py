@@ -106,9 +106,8 @@ def warnings(results, rows, config):
         longer = f"{results['too_long']} of {len(true)} validation answers are longer than an answer may get"
         found.append(f"{longer}: raise generation.max_new_tokens: {limit}.")
     others = set(compared["test"]) - {"this model"}
-    return (
-        found + verdict.of_the_baselines(config, compared, results["metric"], others) + verdict.of_the_parts(compared)
-    )
+    harder = verdict.of_the_parts(compared)
+    return found + harder + verdict.of_the_baselines(config, compared, results["metric"], () if harder else others)
 
 
 # ---- The report's own sections --------------------------------------------------------------------------------------

@@ -567,10 +567,11 @@ def evaluate(trainer, tokenizer, config, rows, examples, untrained):
         results["predictions"][part], results["references"][part] = predictions, references
     limit = generation_config(trainer.model, tokenizer, config).max_new_tokens or 20
     results["too_long"] = sum(len(ids) > limit for ids in tokenizer(results["references"]["validation"])["input_ids"])
-    history, left_out = trainer.state.log_history, len(rows["train"]) - len(examples["train"])
+    left_out = len(rows["train"]) - len(examples["train"])
+    results["history"] = trainer.state.log_history
     results["warnings"] = [
         *scoring.warnings(results, rows, config),
-        *verdict.of_the_curve(config, history, metric, len(rows["validation"])),
+        *verdict.of_the_curve(config, results["history"], metric, len(rows["validation"])),
         *verdict.of_the_cut(config, left_out, len(rows["train"]), longest(config, tokenizer), ""),
     ]
     return results
