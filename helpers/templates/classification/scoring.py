@@ -129,9 +129,9 @@ def warnings(results, rows, config):
     """Sentences on what looks wrong, each with the setting to change; none when nothing does."""
     compared, trivial = results["baselines"], next(name for name in results["baselines"]["test"] if "always" in name)
     several, labels, found = config["data"].get("multi_label"), config["data"]["labels"], []
-    known = {label for one in rows["train"]["label"] for label in (one if several else [one])}
+    known = {label for one in rows["train"]["label"][:] for label in (one if several else [one])}
     for part in ("validation", "test"):
-        new = {label for one in rows[part]["label"] for label in (one if several else [one])} - known
+        new = {label for one in rows[part]["label"][:] for label in (one if several else [one])} - known
         if new:
             names = ", ".join(sorted(map(str, new)))
             found.append(f"data.{part} has labels that no row to train on has, so none is found: {names}.")

@@ -514,7 +514,7 @@ def evaluate(trainer, tokenizer, config, rows, examples):
         *scoring.warnings(results, rows, config),
         *verdict.of_the_curve(config, results["history"], metric, len(rows["validation"])),
         *verdict.of_the_cut(
-            config, sum(examples["train"]["cut"]), len(rows["train"]), longest(config, tokenizer), "data.stride: 32"
+            config, sum(examples["train"]["cut"][:]), len(rows["train"]), longest(config, tokenizer), "data.stride: 32"
         ),
     ]
     return results

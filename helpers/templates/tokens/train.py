@@ -497,7 +497,9 @@ def evaluate(trainer, tokenizer, config, rows, examples):
     results["warnings"] = [
         *scoring.warnings(results, rows, config),
         *verdict.of_the_curve(config, results["history"], metric, len(rows["validation"])),
-        *verdict.of_the_cut(config, sum(examples["train"]["cut"]), len(rows["train"]), longest(config, tokenizer), ""),
+        *verdict.of_the_cut(
+            config, sum(examples["train"]["cut"][:]), len(rows["train"]), longest(config, tokenizer), ""
+        ),
     ]
     return results
 
