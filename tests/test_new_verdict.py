@@ -235,7 +235,7 @@ def results(scoring, rows, said, classes):
     [
         (lambda rows: rows["label"], 0.0, None),
         (lambda rows: ["good"] * len(rows), 0.0, "It gives every validation row the label 'good': raise training"),
-        (lambda rows: ["good"] * len(rows), 1.0, "The labels look unrelated to the texts"),
+        (lambda rows: (["good", "bad"] * len(rows))[: len(rows)], 1.0, "The labels look unrelated to the texts"),
     ],
 )
 def test_what_predictions_show(said, noise, message, scoring):
