@@ -29,7 +29,7 @@ from helpers import data as tables
 from helpers import env, record
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILES = ("train.py", "predict.py", "train.ipynb", "config.yaml")
+FILES = ("train.py", "predict.py", "scoring.py", "verdict.py", "report.py", "train.ipynb", "config.yaml")
 PARTS = ("train", "validation", "test")
 METHODS = {
     "full": "full fine-tuning",
@@ -44,12 +44,17 @@ KINDS = {  # task: the kinds of models that do it, and what to say of the others
     "generation": (("decoder", "encoder-decoder"), "An encoder does not write"),
 }
 COLUMNS = {"classification": ("text", "label"), "tokens": ("tokens", "tags"), "generation": ("prompt", "messages")}
-RATES = {"full": (5e-4, 2e-5), "lora": (3e-3, 2e-4), "qlora": (2e-3, 2e-4), "prefix": (1e-2, 1e-2), "ia3": (1e-2, 3e-3)}
-TINY = 20_000_000  # parameters: a smaller model starts at the first rate, as in the notebooks, a larger at the second
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "PyYAML")
+RECOMMENDED = {  # what env.recommend gives, and its name in config.yaml
+    "learning_rate": "learning_rate",
+    "epochs": "num_train_epochs",
+    "warmup_ratio": "warmup_steps",
+    "batch_size": "per_device_train_batch_size",
+}
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "PyYAML")
 NEEDED = {"classification": "scikit-learn", "tokens": "seqeval", "generation": "rouge_score", "qlora": "bitsandbytes"}
 RENAMED = {"epochs": "num_train_epochs", "rank": "r", "alpha": "lora_alpha"}  # as records of the notebooks have them
 VARIANTS = {"dora": "use_dora", "rslora": "use_rslora"}  # LoRA with a setting of its own
+MANY = 20_000  # rows: with more, only the longest are tried, and batches are not grouped by length
 TRAINING = """learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size
     gradient_accumulation_steps activation_checkpointing warmup_steps weight_decay lr_scheduler_type max_grad_norm optim
     adam_beta1 adam_beta2 adam_epsilon label_smoothing_factor seed data_seed train_sampling_strategy
@@ -88,7 +93,8 @@ def project(
     >>> folder = project("classification", Path(tempfile.mkdtemp()) / "my reviews")
     my reviews: 480 rows to train, 60 to validate, 60 to test. Now: cd "my reviews" and python train.py
     >>> sorted(path.name for path in folder.iterdir())
-    ['README.md', 'config.yaml', 'data', 'predict.py', 'requirements.txt', 'train.ipynb', 'train.py']
+    ['README.md', 'config.yaml', 'data', 'predict.py', 'report.py', 'requirements.txt', 'scoring.py', 'train.ipynb', \
+'train.py', 'verdict.py']
 
     Taught in README.md, "From notebook to project".
     """
@@ -103,18 +109,20 @@ def project(
     files = data or [template / "data" / f"{part}.jsonl" for part in PARTS]
     files = [files] if isinstance(files, (str, Path)) else list(files)
     splits, labels, notes = _rows(task, files, columns, labels)
-    local = Path(path).is_dir()  # then seen from the project, so that both can be moved together
-    fixed = {"model.pretrained_model_name_or_path": os.path.relpath(path, place) if local else path}
+    fixed, moves = _place_of_model(path, place)
     fixed |= {"data.labels": labels} if labels else {}
+    if task == "classification" and not hasattr(splits["train"].features["label"], "names"):  # lists of labels
+        fixed |= {"data.multi_label": True, "training.metric_for_best_model": "f1_micro"}
     with _new_folder(place) as folder:
         for file in (*FILES, *(["panel.ipynb"] if panel else [])):
             shutil.copyfile(template / file, folder / file)
         (folder / "data").mkdir()
         for part, rows in splits.items():
-            _write(folder / "data" / f"{part}.jsonl", *(json.dumps(row, ensure_ascii=False) for row in rows))
-        config, memory, left_out = _configured(folder, source, method, fixed, settings or {}, splits)
-        model = Path(path).name if local else path
-        lines = [f"The model is {model}, trained by {METHODS[method]}.", "", *notes, *left_out, ""]
+            with (folder / "data" / f"{part}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in _as_lines(task, rows, labels))
+        config, memory, left_out = _configured(folder, source, method, fixed, settings or {})
+        model = Path(path).name if Path(path).is_dir() else path
+        lines = [f"The model is {model}, trained by {METHODS[method]}. {moves}".strip(), "", *notes, *left_out, ""]
         lines += ["The expected memory of a training step:", "", "```", *str(memory).splitlines(), "```"]
         readme = (template / "README.md").read_text(encoding="utf-8").partition("## This example")[0].splitlines()
         _write(folder / "README.md", f"# {place.name}", *readme[1:], "## This project", "", *lines)
@@ -122,6 +130,8 @@ def project(
     train, validation, test = (len(splits[part]) for part in PARTS)
     print(f"{place.name}: {train} rows to train, {validation} to validate, {test} to test.", end=" ")
     print(f'Now: cd "{place.name}" and python train.py')
+    if moves:
+        print(moves)
     return place
 
 
@@ -205,21 +215,31 @@ def _check_model(task, source, path):
         )
 
 
+def _place_of_model(path, place):
+    """The model as config.yaml names it: seen from the project where it can be, so that both can be moved together."""
+    name = "model.pretrained_model_name_or_path"
+    if not Path(path).is_dir():
+        return {name: path}, ""
+    try:
+        return {name: os.path.relpath(path, place)}, ""
+    except ValueError:  # on Windows, on another drive
+        moved = f"The model is on another drive, so the project cannot be moved without setting {name}."
+        return {name: str(Path(path).resolve())}, moved
+
+
 def _rows(task, files, columns, labels):
-    """The rows of each split as train.py reads them, the names of their labels, and the README's lines on them."""
+    """The rows of each split with train.py's columns, the names of their labels, and the README's lines on them."""
     if len(files) > 3:
         raise ValueError(f"{len(files)} files: pass one, or two (train, test), or three (train, validation, test).")
-    names = {1: PARTS[:1], 2: ("train", "test"), 3: PARTS}[len(files)]
-    rows = {name: tables.read(file) for name, file in zip(names, files, strict=True)}
+    rows = _read(files)
     splits, labels, notes = _checked(task, rows if len(rows) > 1 else rows["train"], columns, labels)
     text, label = COLUMNS[task]
     notes += _duplicates(splits, text, label)
-    if len(files) == 1:
-        splits = tables.split(splits["train"], label=label, text=text)
-    elif len(files) == 2:
-        splits = {**tables.split(splits["train"], label=label, text=text, test=0), "test": splits["test"]}
+    given = {f"{part}": 0 for part in PARTS[1:] if part in splits}  # the others are split off
+    if len(given) < 2:
+        splits = {**tables.split(splits["train"], label=label, text=text, **given), **{p: splits[p] for p in given}}
     before = len(splits["train"])
-    splits = tables.without_overlaps(splits, text=text)
+    splits = tables.without_overlaps({part: splits[part] for part in PARTS}, text=text)
     dropped = before - len(splits["train"])
     if dropped == before:
         others = " or ".join(name for name in splits if name != "train")
@@ -231,7 +251,22 @@ def _rows(task, files, columns, labels):
         notes += [f"Rows to train whose text is, but for case and punctuation, in another part: {dropped}, left out."]
     sizes = [f"* `data/{part}.jsonl`: {len(splits[part])} rows" for part in PARTS]
     read = f"From {', '.join(Path(str(file)).name for file in files)}, which was only read:"
-    return {part: _plain(task, splits[part], labels) for part in PARTS}, labels, [read, "", *sizes, "", *notes]
+    return splits, labels, [read, "", *sizes, "", *notes]
+
+
+def _read(files):
+    """The rows of each file, or of each split of a data set on the Hub or in a folder."""
+    names = {1: PARTS[:1], 2: ("train", "test"), 3: PARTS}[len(files)]
+    try:
+        return {name: tables.read(file) for name, file in zip(names, files, strict=True)}
+    except tables.DataError as error:
+        if "has several splits" not in str(error) or len(files) > 1:
+            raise
+    rows = {}
+    for part in PARTS:
+        with contextlib.suppress(*([] if part == "train" else [tables.DataError])):
+            rows[part] = tables.read(files[0], split=part)
+    return rows
 
 
 def _checked(task, rows, columns, labels):
@@ -245,6 +280,8 @@ def _checked(task, rows, columns, labels):
             _refuse_tools(rows)
             return _splits(rows, _with_prompt), None, []
         check = tables.check_tokens if task == "tokens" else tables.check
+        if task == "classification":
+            _refuse_numbers(_first(rows), columns[label])
         words = _are_words(labels, rows, columns[label])
         named = {text: columns[text], label: columns[label], "labels": None if words else labels}
         rows = check(rows, **named, duplicates="ignore")
@@ -252,10 +289,11 @@ def _checked(task, rows, columns, labels):
         options = {"classification": "--text and --label", "tokens": "--tokens and --tags"}
         hint = f" Your columns are named by {options.get(task, '--prompt and --answer')}."
         raise ValueError(f"{error}{hint if 'has no column' in str(error) else ''}") from None
-    kept = {columns[text]: text, columns[label]: label}
+    found = columns[label] if columns[label] in _first(rows).column_names else label  # columns of 0 and 1 become one
+    kept = {columns[text]: text, found: label}
     splits = _splits(rows, lambda part: part.select_columns(list(kept)).rename_columns(kept))
     feature = splits["train"].features[label]
-    names = feature.feature.names if task == "tokens" else feature.names
+    names = getattr(feature, "feature", feature).names  # a row's labels may be a list
     if words:  # the classes are in the order of the numbers
         pairs = ", ".join(f"{number} is {word}" for number, word in zip(names, labels, strict=True))
         return splits, list(labels), [f"Labels: {pairs}."]
@@ -270,9 +308,28 @@ def _splits(rows, change):
     return {name: change(part) for name, part in (rows if isinstance(rows, dict) else {"train": rows}).items()}
 
 
+def _refuse_numbers(rows, column):
+    """Raises when the labels are measurements: many numbers, or some that are not whole."""
+    values = set(map(str, rows[column])) if column in rows.column_names else {"a word"}
+    number = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
+    if len(values) > 10 and all(map(number.fullmatch, values)):
+        broken = sorted(value for value in values if float(value) % 1)
+        if broken or len(values) > max(20, len(rows) / 4):
+            raise ValueError(
+                f'column "{column}" holds {len(values)} different numbers, such as {(broken or sorted(values))[0]}: '
+                "that is a regression, and a project gives classes. Put the numbers into a few classes; or train "
+                'AutoModelForSequenceClassification with num_labels=1 and problem_type="regression" in a script of '
+                "your own, with the numbers, scaled to a mean of 0 and a spread of 1, as labels."
+            )
+
+
+def _first(rows):
+    return rows["train"] if isinstance(rows, dict) else rows
+
+
 def _are_words(labels, rows, column):
     """Whether the labels are words for numbers: the data have as many whole numbers as there are words."""
-    rows = rows["train"] if isinstance(rows, dict) else rows
+    rows = _first(rows)
     if not labels or column not in rows.column_names:
         return False
     numbers = {str(value) for value in rows[column]}
@@ -313,32 +370,45 @@ def _duplicates(splits, text, label):
     return lines
 
 
-def _plain(task, rows, names):
-    """Rows as train.py reads them: dicts, with words for labels."""
-    from datasets import ClassLabel
-
-    if task == "generation":
-        return rows.select_columns(["messages"]).to_list()
-    label, words = COLUMNS[task][1], ClassLabel(names=names).int2str
-    return [{**row, label: words(row[label])} for row in rows]
+def _as_lines(task, rows, names):
+    """Rows as train.py reads them, one JSON object a line, with words for labels."""
+    label = COLUMNS[task][1]
+    for row in rows.select_columns(["messages"]) if task == "generation" else rows:
+        if names:
+            numbers = row[label]
+            row[label] = [names[one] for one in numbers] if isinstance(numbers, list) else names[numbers]
+        yield json.dumps(row, ensure_ascii=False)
 
 
 # ---- Settings ------------------------------------------------------------------------------------------
+
+
+def _script(file):
+    """The names of a project's script, which imports the project's own files as when it is run."""
+    others = {path.stem: sys.modules.pop(path.stem, None) for path in file.parent.glob("*.py")}
+    sys.path.insert(0, str(file.parent))
+    try:
+        return SimpleNamespace(**runpy.run_path(str(file)))
+    finally:
+        sys.path.remove(str(file.parent))
+        sys.modules |= {name: module for name, module in others.items() if module}
+        for name in {name for name, module in others.items() if not module} & set(sys.modules):
+            del sys.modules[name]
 
 
 class _Untrainable(ValueError):
     """The libraries cannot train this model by this method."""
 
 
-def _configured(folder, source, method, fixed, settings, splits):
+def _configured(folder, source, method, fixed, settings):
     """Writes config.yaml for the method; returns it as read, and the README's lines on memory and on rows left out."""
     template = (folder / "config.yaml").read_text(encoding="utf-8")
-    train = SimpleNamespace(**runpy.run_path(str(folder / "train.py")))
+    train = _script(folder / "train.py")
 
     def configure(method):
         sections = TEMPLATES / "methods" / f"{method}.yaml"
         text = template + (sections.read_text(encoding="utf-8") if method != "full" else "")
-        return _try(folder, train, method, text, fixed, settings, splits)
+        return _try(folder, train, source, method, text, fixed, settings)
 
     def works(method):
         with contextlib.suppress(ValueError):
@@ -351,32 +421,56 @@ def _configured(folder, source, method, fixed, settings, splits):
         raise ValueError(f"{source} cannot be trained by {METHODS[method]} ({error}). Possible: {possible}.") from error
 
 
-def _try(folder, train, method, text, fixed, settings, splits):
-    """Fills in config.yaml, and has the project's own code read it and encode all rows."""
+def _try(folder, train, source, method, text, fixed, settings):
+    """Fills in config.yaml, and has the project's own code read it, its rows, and encode these."""
     _write(folder / "config.yaml", _with_settings(text, fixed))
     config = train.read_config()
-    network, tokenizer = train.network(config), train.load_tokenizer({**config, "data": {}})
-    chosen = {"training.learning_rate": RATES[method][network.num_parameters() >= TINY]}
-    chosen["data.max_length"] = min(config["data"]["max_length"], train.longest(config, tokenizer))
-    _write(folder / "config.yaml", _with_settings(text, fixed | chosen | settings))
+    sizes = {part: sum(1 for _ in (folder / config["data"][part]).open("rb")) for part in PARTS}
+    chosen, why = _recommended(config, train, source, method, sizes["train"])
+    text = _with_settings(_with_settings(text, fixed), chosen, why)
+    _write(folder / "config.yaml", _with_settings(text, settings, dict.fromkeys(settings, "as given")))
     config = train.read_config()
     needs = ("fp16", "bf16", "tf32", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp")  # another machine may do
     here = {name: value for name, value in config["training"].items() if name not in needs}
     train.training_arguments({**config, "training": here})
     tokenizer, left_out, longest = train.load_tokenizer(config), [], 0
-    for part, rows in splits.items():
+    for part in PARTS:
+        rows = _longest(train.read_part(part, config))
         with contextlib.redirect_stdout(io.StringIO()):
             examples = train.encode(rows, tokenizer, config)
         if not examples:
             raise ValueError(f"all rows of {part} are longer than data.max_length={config['data']['max_length']}.")
         if len(examples) < len(rows):
             left_out.append(f"Longer than max_length, and left out of {part} by train.py: {len(rows) - len(examples)}.")
-        longest = longest or max(len(example["input_ids"]) for example in examples)
+        longest = longest or max(examples["length"])
     return config, _memory(train, config, longest), left_out
 
 
-def _with_settings(text, settings):
-    """config.yaml with other values; its comments stay. A name that a section does not have yet goes to its end."""
+def _recommended(config, train, source, method, rows):
+    """The settings to begin with, and why they are so; `rows` is the number of rows to train on."""
+    found = env.recommend(source, method, rows, len(config["data"].get("labels") or []) or None)
+    chosen = {f"training.{setting}": found[name] for name, setting in RECOMMENDED.items()}
+    of_rate, *of_epochs = found["why"].split("; ")
+    why = dict.fromkeys(chosen, "the rule of env.recommend")
+    why |= {"training.learning_rate": f"{of_rate}; train.py --find tries others"}
+    why |= {"training.num_train_epochs": "; ".join(of_epochs)} if of_epochs else {}
+    if rows > MANY:
+        chosen["training.train_sampling_strategy"] = "random"
+        why["training.train_sampling_strategy"] = "as grouping so many rows by length takes long"
+    places = train.longest(config, train.load_tokenizer({**config, "data": {}}))
+    return chosen | {"data.max_length": min(config["data"]["max_length"], places)}, why
+
+
+def _longest(rows):
+    """The rows with the most letters, where there are many: the longest in tokens are among them."""
+    if len(rows) <= MANY:
+        return rows
+    letters = rows.to_pandas().astype(str).sum(axis=1).str.len()
+    return rows.select(letters.nlargest(MANY).index)
+
+
+def _with_settings(text, settings, why=()):
+    """config.yaml with other values, and `why` as their comments; other comments stay. A new name goes to the end."""
     sections = re.split(r"(?m)^(?=\w+:)", text)
     for name, value in settings.items():
         section, _, key = name.partition(".")
@@ -385,8 +479,11 @@ def _with_settings(text, settings):
             known = ", ".join(part.partition(":")[0] for part in sections[1:])
             raise ValueError(f"{name} is no setting: write section.name=value, with a section of {known}.")
         line = f"  {key}: {json.dumps(value, ensure_ascii=False)}"  # JSON is YAML, with all texts in quotes
+        why_ = f"  # {why[name]}" if name in why else ""
         part, found = re.subn(
-            rf"(?m)^  {re.escape(key)}:.*?(  #.*)?$", lambda old, line=line: line + (old[1] or ""), sections[numbers[0]]
+            rf"(?m)^  {re.escape(key)}:.*?(  #.*)?$",
+            lambda old, line=line, why_=why_: line + (why_ or old[1] or ""),
+            sections[numbers[0]],
         )
         sections[numbers[0]] = part if found else f"{part.rstrip()}\n{line}\n{part[len(part.rstrip()) + 1 :]}"
     return "".join(sections)
@@ -515,6 +612,8 @@ def _setting(text):
 
 
 def main(arguments=None):
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a console may lack a letter of a name
     parser = argparse.ArgumentParser(prog="python -m helpers.new", description="Makes a project of your own.")
     parser.add_argument("task", choices=list(KINDS))
     parser.add_argument("name", help="the folder to make")
@@ -523,7 +622,10 @@ def main(arguments=None):
     parser.add_argument("--method", choices=list(METHODS), default="lora")
     parser.add_argument("--labels", nargs="+", help="in the order of their numbers; left out: read from the data")
     for option, task in {"text": 0, "label": 0, "tokens": 1, "tags": 1}.items():
-        parser.add_argument(f"--{option}", default=option, help=f"column, for {list(KINDS)[task]} (%(default)s)")
+        several = dict(nargs="+", help="column, or columns of 0 and 1, for classification") if option == "label" else {}
+        parser.add_argument(
+            f"--{option}", **{"default": option, "help": f"column, for {list(KINDS)[task]} (%(default)s)", **several}
+        )
     parser.add_argument("--prompt", help='column, or several as in "{passage} {question}", for generation')
     parser.add_argument("--answer", help="column, for generation")
     parser.add_argument("--set", action="append", type=_setting, default=[], metavar="SECTION.NAME=VALUE")
@@ -532,6 +634,8 @@ def main(arguments=None):
     )
     options = vars(parser.parse_args(arguments))
     options["settings"] = dict(options.pop("set"))
+    if len(options["label"]) == 1:
+        [options["label"]] = options["label"]
     try:
         project(options.pop("task"), options.pop("name"), **options)
     except (ValueError, OSError) as error:

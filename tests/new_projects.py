@@ -58,6 +58,12 @@ def load(folder, name="train"):
     """The project's train.py as the module `train`, or its predict.py, which imports that."""
     spec = importlib.util.spec_from_file_location(name, Path(folder) / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    for other in ("scoring", "verdict", "report"):
+        sys.modules.pop(other, None)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
     return module

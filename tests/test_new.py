@@ -3,6 +3,7 @@
 import ast
 import copy
 import csv
+import io
 import json
 import os
 import re
@@ -34,12 +35,22 @@ def _here(tmp_path, monkeypatch):
     with Path("mine.csv").open("w", newline="") as file:
         rows = [(f"It was {word} the {n}th time, and I say so.", n % 3) for n in range(30) for word in ("fine", "bad")]
         csv.writer(file).writerows([("comment", "stars"), *rows])
+        numbers = [(text, n + 0.5) for n, (text, _) in enumerate(rows)]
+    with Path("numbers.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("comment", "stars"), *numbers])
     yield
-    sys.modules.pop("train", None)
+    for name in ("train", "predict", "scoring", "verdict", "report"):
+        sys.modules.pop(name, None)
 
 
 def made(folder="."):
     return sorted(path.name for path in Path(folder).iterdir())
+
+
+NO_SYSTEM = (  # as Gemma's
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+)
 
 
 # ---- What is refused -----------------------------------------------------------------------------------------------
@@ -102,6 +113,16 @@ REFUSED = [
         {"model": "tiny-seq2seq", "settings": {"data.chat_template": "x"}},
         "data: chat_template is for decoders",
     ),
+    (
+        ("classification", "new"),
+        MINE | {"data": "numbers.csv"},
+        'column "stars" holds 60 different numbers, such as 0.5: that is a regression.*num_labels=1',
+    ),
+    (
+        ("generation", "new"),
+        {"settings": {"data.chat_template": NO_SYSTEM}},
+        r"refuses a conversation of system, user.* \(System role not supported\).* It is so in \d+ rows: ",
+    ),
     (("classification", "new"), MINE | {"data": ["mine.csv", "mine.csv"]}, "no row to train on is left: the texts"),
 ]
 
@@ -110,7 +131,7 @@ REFUSED = [
 def test_what_cannot_work_is_refused_and_nothing_is_written(given, options, message):
     with pytest.raises((ValueError, OSError), match=message):
         new.project(*given, **options)
-    assert made() == ["mine.csv"]
+    assert made() == ["mine.csv", "numbers.csv"]
 
 
 def test_the_command_names_its_options():
@@ -125,7 +146,7 @@ def test_the_command_says_the_error_in_one_line():
         new.main(["classification", "mine.csv"])
 
 
-@pytest.mark.parametrize("moment", [1, 3, 7, "rename"])
+@pytest.mark.parametrize("moment", [1, 3, 4, "rename"])
 def test_a_set_up_that_is_interrupted_leaves_nothing(moment, monkeypatch):
     calls, write_text = [], Path.write_text
 
@@ -139,7 +160,7 @@ def test_a_set_up_that_is_interrupted_leaves_nothing(moment, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         new.project("classification", "new", **MINE)
     assert calls
-    assert made() == ["mine.csv"]
+    assert made() == ["mine.csv", "numbers.csv"]
 
 
 # ---- Data of another shape -----------------------------------------------------------------------------------------
@@ -201,6 +222,67 @@ def test_rows_to_train_that_are_in_another_part_are_left_out_and_told():
     assert sum(sizes) + left_out == 66
 
 
+def test_a_model_on_another_drive_is_named_by_its_whole_path(monkeypatch, capsys):
+    usual = os.path.relpath
+
+    def relpath(path, start=os.curdir):  # as on Windows
+        if Path(start).name == "new":
+            raise ValueError("path is on mount 'C:', start on mount 'D:'")
+        return usual(path, start)
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    train = load(new.project("classification", "new", **MINE))
+    assert "on another drive, so the project cannot be moved without" in capsys.readouterr().out
+    assert train.read_config()["model"]["pretrained_model_name_or_path"] == env.model_path("tiny-encoder")
+
+
+def test_where_each_setting_came_from_is_said():
+    folder = new.project("classification", "new", **MINE, method="full", settings={"training.seed": 3})
+    rows = len((folder / "data" / "train.jsonl").read_text().splitlines())
+    text, rule = (folder / "config.yaml").read_text(), env.recommend("tiny-encoder", "full", rows, 3)
+    values = yaml.safe_load(text)["training"]
+    assert [values[name] for name in new.RECOMMENDED.values()] == [rule[name] for name in new.RECOMMENDED]
+    assert re.search(r"  learning_rate: .*  # rate .*: width \d+, full; train.py --find tries others", text)
+    assert re.search(r"  num_train_epochs: \d+  # .* rows and 3 classes need", text)
+    assert "  seed: 3  # as given\n" in text
+
+
+def test_rows_may_have_several_labels():
+    folder = new.project("classification", "new", **MINE, method="full", settings=QUICK)
+    train = load(folder)
+    for part in train.PARTS:
+        file = folder / "data" / f"{part}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [row | {"label": ["0", "1"] if "bad" in row["text"] else []} for row in rows]
+        file.write_text("\n".join(map(json.dumps, rows)))
+    changed = {"data.multi_label": True, "training.metric_for_best_model": "f1_micro", "training.max_steps": 2}
+    changed |= {"data.class_weights": True}
+    text = new._with_settings((folder / "config.yaml").read_text(), changed)
+    (folder / "config.yaml").write_text(text)
+    train.main()
+    run = record.load(folder / "runs" / "main.json")
+    assert {"test_f1_micro", "test_f1_macro", "test_accuracy"} <= set(run["metrics"])
+    assert run["baselines"]["test"]["word counts"]["score"] == 1
+    predict = load(folder, "predict")
+    said = predict.answers(*[predict.load("config.yaml")[i] for i in (2, 1, 0)], [{"text": "It was bad."}], 2)
+    assert isinstance(said[0]["predicted"], list)
+    assert set(said[0]["probabilities"]) == {"0", "1", "2"}
+    (folder / "data" / "train.jsonl").write_text('{"text": "Good.", "label": "0"}')
+    with pytest.raises(train.ConfigError, match=r"line 1 has the label 0, and needs a list of labels"):
+        train.read_part("train", train.read_config())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_answers_can_be_printed_on_any_console(terminal, kinds, monkeypatch):
+    monkeypatch.setitem(sys.modules, "train", kinds("encoder"))
+    predict, written = load(kinds("encoder").HERE, "predict"), io.BytesIO()
+    console = io.TextIOWrapper(written, encoding="cp1252", write_through=True)
+    console.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdout", console)
+    predict.printed([json.dumps({"text": "love it 😍"}, ensure_ascii=False)])
+    assert json.loads(written.getvalue().decode("ascii" if terminal else "utf-8")) == {"text": "love it 😍"}
+
+
 # ---- Settings ------------------------------------------------------------------------------------------------------
 
 KINDS = {  # kind of project: how it is made; together they have every line of the template
@@ -214,6 +296,8 @@ METHOD_FILES = {"full": [], **{path.stem: [path] for path in (new.TEMPLATES / "m
 OTHER = {  # another value, where adding one or turning round does not do
     "model.pretrained_model_name_or_path": "../other",
     "data.labels": ["2", "1", "0"],
+    "data.stride": 4,
+    "data.written": 3,
     "data.chat_template": "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}",
     "training.output_dir": "runs/other",
     "training.lr_scheduler_type": "cosine",
@@ -223,6 +307,7 @@ OTHER = {  # another value, where adding one or turning round does not do
     "training.save_strategy": "no",
     "training.metric_for_best_model": "loss",
     "training.early_stopping_patience": 3,
+    "training.activation_checkpointing": True,
     "training.report_to": "tensorboard",
     "training.load_best_model_at_end": False,
     "peft.peft_type": "RANDLORA",
@@ -292,10 +377,18 @@ def built(train, config, section, key):
         return train.place(config)
     if key == "early_stopping_patience" or section == "data":
         tokenizer = train.load_tokenizer(config)
-        rows = {part: train.read_rows(config["data"][part])[:20] for part in train.PARTS}
+        rows = {part: train.read_rows(config["data"][part]) for part in train.PARTS}
+        rows = {part: some.select(range(min(20, len(some)))) for part, some in rows.items()}
+        if key == "written":
+            return {part: len(some) for part, some in train.to_write(rows, config).items()}
+        if key == "multi_label":
+            return train.load_model(config).config.problem_type
         examples = {part: train.encode(rows[part], tokenizer, config) for part in train.PARTS}
+        if key == "class_weights":
+            arguments, model = train.training_arguments(config), train.load_model(config)
+            return type(train.make_trainer(config, arguments, model, tokenizer, examples)).__name__
         if section == "data":
-            return rows, examples
+            return [[one.to_list() for one in given.values()] for given in (rows, examples)]
         arguments, model = train.training_arguments(config), train.load_model(config)
         trainer = train.make_trainer(config, arguments, model, tokenizer, examples)
         return [type(one).__name__ for one in trainer.callback_handler.callbacks]
@@ -328,6 +421,8 @@ def test_every_setting_of_the_template_does_something(kind, name, kinds):
     train = kinds(kind)
     config = train.read_config()
     section, _, key = name.partition(".")
+    if key == "stride":
+        config["data"]["max_length"] = 12  # else no text is too long
     before = built(train, config, section, key)
     other = copy.deepcopy(config)
     value = other[section][key]
@@ -405,7 +500,7 @@ def test_a_step_in_small_batches_is_the_step_of_the_large_one(kind, kinds):
     config = train.read_config()
     config = {section: config[section] for section in config if section not in ("peft", "quantization")}
     tokenizer, rows = train.load_tokenizer(config), train.read_rows("data/train.jsonl")
-    examples = train.encode(rows, tokenizer, config)[:16]
+    examples = train.encode(rows, tokenizer, config).to_list()[:16]
     if kind in ("tagger", "seq2seq"):  # a mean for each small batch: equal when all have as many labels
         for example in examples:
             counted = [i for i, label in enumerate(example["labels"]) if label != -100][:2]
@@ -416,7 +511,7 @@ def test_a_step_in_small_batches_is_the_step_of_the_large_one(kind, kinds):
         changes |= {"max_steps": 1, "save_strategy": "no", "early_stopping_patience": None}
         changes |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": together}
         asked = config | {"training": config["training"] | changes}
-        parts = {"train": examples, "validation": examples}
+        parts = dict.fromkeys(("train", "validation"), Dataset.from_list(examples))
         trainer = train.make_trainer(asked, train.training_arguments(asked), train.load_model(asked), tokenizer, parts)
         trainer.train()
         return [trainer.state.log_history[0][name] for name in ("loss", "grad_norm")]
@@ -473,7 +568,7 @@ def test_a_variant_of_lora_is_carried_on(way, setting, capsys):
 def test_a_run_that_a_project_cannot_do_is_refused(file, message):
     with pytest.raises(ValueError, match=message):
         new.from_record(env.DATA / "results" / file, "classification", "mine")
-    assert made() == ["mine.csv"]
+    assert made() == ["mine.csv", "numbers.csv"]
 
 
 def test_a_run_of_a_project_is_carried_on(kinds, capsys):
@@ -603,7 +698,7 @@ def test_the_examples_are_those_of_helpers_text(kind, kinds):
 
     train = kinds(kind)
     tokenizer, rows = train.load_tokenizer(train.read_config()), train.read_rows("data/train.jsonl")
-    found = Dataset.from_list(rows)
+    found = Dataset.from_list(rows.to_list())
     if kind == "decoder":  # with several turns
         wanted = text.tokenize_chat(found, tokenizer)
         assert max(len(row["messages"]) for row in rows) > 3
@@ -667,9 +762,10 @@ def test_the_notebook_has_the_steps_of_train_py(task):
 OWN = {  # what one of the three says otherwise than the others
     "train": {
         "read_config", "begin", "read_rows", "load_tokenizer", "encode", "task_type", "network", "peft_config",
-        "quantization_config", "load_model", "best", "make_trainer", "evaluate", "main",
+        "quantization_config", "load_model", "best", "make_trainer", "evaluate", "main", "read_part", "predicted",
+        "training_arguments", "save_record",
     },
-    "predict": {"answers"},
+    "predict": {"answers", "main"},
 }  # fmt: skip
 
 
@@ -682,10 +778,15 @@ def test_what_the_three_examples_share_is_the_same(name):
         assert [one for one in sorted(shared) if ast.dump(first[one]) != ast.dump(other[one])] == []
 
 
+@pytest.mark.parametrize("name", ["verdict", "report"])
+def test_the_files_that_no_task_changes_are_the_same(name):
+    assert len({(new.TEMPLATES / task / f"{name}.py").read_bytes() for task in new.KINDS}) == 1
+
+
 @pytest.mark.parametrize("task", new.KINDS)
 def test_a_project_is_the_example_but_for_settings_readme_and_data(task, kinds):
     folder = kinds({"classification": "encoder", "tokens": "tagger", "generation": "decoder"}[task]).HERE
-    for file in ("train.py", "predict.py", "train.ipynb"):
+    for file in ("train.py", "predict.py", "scoring.py", "verdict.py", "report.py", "train.ipynb"):
         assert (folder / file).read_bytes() == (new.TEMPLATES / task / file).read_bytes()
     example = (new.TEMPLATES / task / "config.yaml").read_text().splitlines()
     made = (folder / "config.yaml").read_text().splitlines()
@@ -822,6 +923,7 @@ def test_train_says_a_mistake_in_the_file_in_one_line(name, change, message, kin
     if change:
         (folder / name).write_text((folder / "config.yaml").read_text().replace(*change))
     monkeypatch.setattr(sys, "argv", ["train.py", name])
+    monkeypatch.syspath_prepend(str(folder))
     with pytest.raises(SystemExit, match=re.escape(message)):
         runpy.run_path(str(folder / "train.py"), run_name="__main__")
 
@@ -855,6 +957,7 @@ def test_train_says_which_file_of_data_is_missing(kinds, monkeypatch):
     text = (folder / "config.yaml").read_text().replace("data/test.jsonl", "data/tset.jsonl")
     (folder / "other.yaml").write_text(text.replace("runs/main", "runs/other"))
     monkeypatch.setattr(sys, "argv", ["train.py", "other.yaml"])
+    monkeypatch.syspath_prepend(str(folder))
     with pytest.raises(SystemExit, match=r"other.yaml, data: data/tset.jsonl cannot be read: No such file"):
         runpy.run_path(str(folder / "train.py"), run_name="__main__")
 

@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 @pytest.fixture(scope="module", autouse=True)
 def _forget_the_modules():
     yield
-    for name in ("train", "predict"):
+    for name in ("train", "predict", "scoring", "verdict", "report"):
         sys.modules.pop(name, None)
 
 
@@ -97,6 +97,10 @@ def test_a_project_trains_goes_on_predicts_and_is_a_notebook(kind, method, proje
     assert len(losses(run)) == 6
     assert (("peft" in run["settings"]), ("quantization" in run["settings"])) == (method != "full", method == "qlora")
     assert all(name in run["metrics"] for name in ("validation_loss", "test_loss"))
+    assert set(run["baselines"]) == {"validation", "test"}
+    assert run["warnings"], "six steps are too few for anything"
+    assert all("lead_low" in one for name, one in run["baselines"]["test"].items() if name != "this model")
+    assert "What looks wrong" in (folder / "runs" / "main" / "report.html").read_text(encoding="utf-8")
 
     predict = load(folder, "predict")
     monkeypatch.setattr(sys, "argv", ["predict.py", "--file", "data/test.jsonl", "--out", "said.jsonl"])
@@ -135,6 +139,23 @@ def check_answers(kind, train, said, run):
     else:
         right = [one["predicted"] == row["messages"][-1]["content"] for one, row in zip(said, rows, strict=True)]
         assert metrics["test_exact_match"] == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.parametrize("kind", ["classification full", "tokens lora"])
+def test_rates_are_tried_in_short_runs_that_are_kept(kind, projects, monkeypatch, capsys):
+    folder = projects / kind
+    monkeypatch.chdir(folder)
+    train = load(folder)
+    train.find("config.yaml")
+    tried = re.findall(r"learning_rate (\S+): \w+ ([\d.]+)", capsys.readouterr().out)
+    assert len(tried) == 4
+    best = max(tried, key=lambda one: float(one[1]))[1]
+    found = train.read_config("config-found.yaml")["training"]
+    assert float(dict(tried)[f"{found['learning_rate']:g}"]) == float(best)
+    assert found["output_dir"] == "runs/main-found"
+    monkeypatch.setattr(train, "load_model", None)  # nothing is trained again
+    train.find("config.yaml")
+    assert re.findall(r"learning_rate (\S+): \w+ ([\d.]+)", capsys.readouterr().out) == tried
 
 
 def run_with_nbval(folder):

@@ -2,30 +2,36 @@
 
     python train.py              # or: accelerate launch train.py
     python train.py other.yaml   # another file of settings
+    python train.py --find       # tries a few learning rates first, and writes the best into a copy of the settings
 
 The sections of config.yaml decide the method: without `peft` and `quantization` the whole model is trained, with `peft`
 an adapter, with both an adapter on a 4-bit model. A run that was interrupted goes on from its last whole checkpoint. A
 finished run is not run again: it says so.
 """
 
+import argparse
 import dataclasses
 import difflib
 import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import platform
 import re
 import sys
+import tempfile
 import time
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 
+import datasets
+import numpy as np
 import peft
 import torch
 import yaml
-from sklearn.metrics import accuracy_score, f1_score
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -39,10 +45,14 @@ from transformers import (
     set_seed,
 )
 
+import report
+import scoring
+import verdict
+
 HERE = Path(__file__).resolve().parent  # paths in config.yaml are relative to this folder
 PARTS = ("train", "validation", "test")
 COLUMNS = ("text", "label")  # of each row in data/
-DATA = (*PARTS, "max_length", "labels")  # names in the section data
+DATA = (*PARTS, "max_length", "stride", "labels", "multi_label", "class_weights")  # names in the section data
 MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation")  # names in the section model
 IA3 = {  # for families that peft has no default for: layers whose output is scaled, and those whose input is
     "albert": (["key", "value"], ["ffn_output"]),
@@ -147,13 +157,24 @@ def read_config(path="config.yaml"):
 
 
 def gpu_has_bf16():
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def checkpointing(config):
+    """Whether activations are computed again instead of kept: as set, or when the rest takes half of the GPU."""
+    asked = config["training"].get("activation_checkpointing")
+    if asked is not None or not torch.cuda.is_available():
+        return bool(asked)
+    each = 16 if "peft" not in config else 1 if "quantization" in config else 2  # bytes: weight, gradient, AdamW's two
+    return each * network(config).num_parameters() > torch.cuda.get_device_properties(0).total_memory / 2
 
 
 def training_arguments(config):
     settings = {key: value for key, value in config["training"].items() if key != "early_stopping_patience"}
     settings["output_dir"] = str(HERE / settings["output_dir"])
-    settings.setdefault("bf16", gpu_has_bf16() and not settings.get("fp16"))  # fp32 on a CPU, where bf16 is slow
+    settings["activation_checkpointing"] = checkpointing(config)
+    if torch.cuda.is_available() and not {"bf16", "fp16"} & set(settings):  # fp32 on a CPU, where the others are slow
+        settings["bf16" if gpu_has_bf16() else "fp16"] = True  # fp16 comes with scaling of the loss
     for field in dataclasses.fields(TrainingArguments):  # which takes a text for a number, and fails only later
         value = settings.get(field.name)
         if isinstance(field.default, (int, float)) and isinstance(value, str):
@@ -162,6 +183,14 @@ def training_arguments(config):
         return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def how_it_computes(config, arguments):
+    """The device, the numbers that it computes with, and whether activations are kept, in one line."""
+    device = torch.cuda.get_device_name() if arguments.device.type == "cuda" else f"the {arguments.device.type.upper()}"
+    kind = "bf16" if arguments.bf16 else "fp16 with loss scaling" if arguments.fp16 else "fp32"
+    kept = "activations are computed again to save memory" if checkpointing(config) else "activations are kept"
+    return f"computes in {kind} on {device}; {kept}"
 
 
 def differences(before, now):
@@ -198,9 +227,14 @@ def content(file):
         raise ConfigError(f"data: {file} cannot be read: {error.strerror}.") from None
 
 
-def read_rows(file, labels=None):
-    """The rows of a .jsonl file, one object a line; an error names the line that cannot be used."""
-    rows = []
+def read_part(part, config):
+    """The rows of "train", "validation" or "test"."""
+    return read_rows(config["data"][part], config["data"]["labels"], config["data"].get("multi_label"))
+
+
+def read_rows(file, labels=None, multi_label=False):
+    """The rows of a .jsonl file, one object a line, as a `Dataset`; an error names the line that cannot be used."""
+    blocks, rows = [], []
     for number, line in enumerate(content(file).split(b"\n"), 1):
         if not line.strip():
             continue
@@ -210,11 +244,30 @@ def read_rows(file, labels=None):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
-        if labels and row["label"] not in labels:
+        if multi_label and not isinstance(row["label"], list):
+            raise ConfigError(f"data: {file}, line {number} has the label {row['label']}, and needs a list of labels.")
+        unknown = [one for one in (row["label"] if multi_label else [row["label"]]) if labels and one not in labels]
+        if unknown:
             names = ", ".join(map(str, labels))
-            raise ConfigError(f"data: {file}, line {number} has {row['label']}, and labels has {names}.")
-        rows.append(row)
-    return rows
+            raise ConfigError(f"data: {file}, line {number} has {unknown[0]}, and labels has {names}.")
+        rows.append({name: row[name] for name in COLUMNS})
+        if len(rows) == 10_000:  # a million rows are not held as Python objects
+            blocks, rows = [*blocks, datasets.Dataset.from_list(rows)], []
+    blocks += [datasets.Dataset.from_list(rows)] if rows else []
+    if not blocks:
+        raise ConfigError(f"data: {file} has no rows.")
+    return datasets.concatenate_datasets(blocks)
+
+
+def mapped(rows, function):
+    """Rows changed by a function of a batch and its places; many of them go to a file, and memory stays free."""
+    many, file = len(rows) > 50_000, None
+    if many:
+        file = str(Path(tempfile.mkdtemp(prefix="train-")) / "rows.arrow")
+    (datasets.enable_progress_bars if many else datasets.disable_progress_bars)()
+    named = dict(with_indices=True, remove_columns=rows.column_names, cache_file_name=file)
+    new = uuid.uuid4().hex  # else a hash of the function and all it refers to, which takes long
+    return rows.map(function, batched=True, new_fingerprint=new, **named)
 
 
 def load_tokenizer(config):
@@ -239,9 +292,25 @@ def longest(config, tokenizer):
 
 
 def encode(rows, tokenizer, config):
-    """Texts as token ids, and the number of each label; the collator pads, each batch to its longest text."""
-    labels, cut = config["data"]["labels"], dict(truncation=True, max_length=config["data"]["max_length"])
-    return [{**tokenizer(row["text"], **cut), "labels": labels.index(row["label"])} for row in rows]
+    """Texts as token ids, and the number of each label; the collator pads, each batch to its longest text.
+
+    With data.stride, a text that is too long becomes several examples, which overlap by so many tokens.
+    """
+    data = config["data"]
+    cut = dict(truncation=True, max_length=data["max_length"])
+    if data.get("stride"):
+        cut |= dict(return_overflowing_tokens=True, stride=data["stride"])
+
+    def ids(batch, places):
+        found = tokenizer(batch["text"], **cut)
+        parts = found.pop("overflow_to_sample_mapping", range(len(places)))
+        labels = scoring.numbers(batch["label"], config)
+        labels = (labels.astype(float) if data.get("multi_label") else labels).tolist()
+        found |= {"labels": [labels[i] for i in parts], "row": [places[i] for i in parts]}
+        longer = [bool(one.overflowing) and not data.get("stride") for one in found.encodings or []]
+        return {**found, "length": list(map(len, found["input_ids"])), "cut": longer or [False] * len(parts)}
+
+    return mapped(rows, ids)
 
 
 # ---- Model --------------------------------------------------------------------------------------------
@@ -325,6 +394,8 @@ def load_model(config, trained=None):
     settings = {key: value for key, value in config["model"].items() if key != MODEL[0]}
     settings.setdefault("dtype", "bfloat16" if "peft" in config and gpu_has_bf16() else "float32")
     labels = config["data"]["labels"]
+    if config["data"].get("multi_label"):
+        settings["problem_type"] = "multi_label_classification"  # its loss takes each label by itself
     settings["id2label"] = dict(enumerate(labels))
     settings["label2id"] = {label: number for number, label in enumerate(labels)}
     if "quantization" in config:
@@ -335,7 +406,7 @@ def load_model(config, trained=None):
         model.config.pad_token_id = load_tokenizer(config).pad_token_id
     if "quantization" in config:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if "peft" in config and config["training"].get("activation_checkpointing"):
+    if "peft" in config and checkpointing(config):
         model.enable_input_require_grads()  # without it no gradient would reach the adapter
     if "peft" in config and trained is None:
         return peft.get_peft_model(model, peft_config(config))
@@ -345,20 +416,39 @@ def load_model(config, trained=None):
 # ---- Training and scores ------------------------------------------------------------------------------
 
 
-def best(logits, labels):
-    """The likeliest class, so that not all logits are kept until the end of an evaluation."""
-    return logits.argmax(-1)
+class WeightedTrainer(Trainer):
+    """A Trainer in whose loss each class counts as much as any other, however rare it is (data.class_weights)."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        weights = self.weights.to(outputs.logits.device)
+        if labels.ndim == 2:  # several labels a row
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels, pos_weight=weights)
+        else:
+            loss = torch.nn.functional.cross_entropy(outputs.logits, labels, weight=weights)
+        return (loss, outputs) if return_outputs else loss
 
 
-def scores(results):
-    predictions, references = results.predictions, results.label_ids
-    f1 = f1_score(references, predictions, average="macro", zero_division=0)
-    return {"accuracy": accuracy_score(references, predictions), "f1_macro": f1}
+def class_weights(examples, config):
+    """What a row of each class counts: the rarer, the more; with several labels a row, no more than ten times."""
+    labels = np.array(examples["labels"][:])
+    if config["data"].get("multi_label"):
+        return torch.tensor(((1 - labels).sum(0) / np.maximum(labels.sum(0), 1)).clip(1, 10), dtype=torch.float32)
+    counts = np.bincount(labels, minlength=len(config["data"]["labels"]))
+    return torch.tensor(len(labels) / np.maximum(counts, 1) / (counts > 0).sum(), dtype=torch.float32)
 
 
 def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
-    patience = config["training"].get("early_stopping_patience")
-    trainer = Trainer(
+    patience, several = config["training"].get("early_stopping_patience"), config["data"].get("multi_label")
+
+    def probabilities(logits, labels):  # in single precision, and nothing else of what the model gives
+        return logits.float().sigmoid() if several else logits.float().softmax(-1)
+
+    def scores(results):
+        return scoring.scores(scoring.chosen(results.predictions, config), results.label_ids, config)
+
+    trainer = (WeightedTrainer if config["data"].get("class_weights") else Trainer)(
         model,
         arguments,
         train_dataset=examples["train"],
@@ -367,8 +457,10 @@ def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
         processing_class=tokenizer,
         callbacks=[*callbacks, *([EarlyStoppingCallback(patience)] if patience else [])],
         compute_metrics=scores,
-        preprocess_logits_for_metrics=best,
+        preprocess_logits_for_metrics=probabilities,
     )
+    if config["data"].get("class_weights"):
+        trainer.weights = class_weights(examples["train"], config)
     # The model's loss is the mean of its batch. With accumulation, or several processes, the Trainer would add these
     # means, as it trusts the model to divide by the number of all labels; so let it average them.
     trainer.model_accepts_loss_kwargs = False
@@ -386,12 +478,46 @@ def last_whole_checkpoint(folder):
             continue
 
 
+def predicted(trainer, examples):
+    """The probabilities of each row's labels, a long row's as the mean over its parts; and the mean loss."""
+    trainer.args.train_sampling_strategy = "random"  # else the Trainer would give them in the order of their lengths
+    order = np.argsort(examples["length"][:], kind="stable")
+    output = trainer.predict(examples.select(order), metric_key_prefix="part")
+    places = np.array(examples["row"][:])[order]
+    summed = np.zeros((places.max() + 1, output.predictions.shape[1]))
+    np.add.at(summed, places, output.predictions)
+    return summed / np.bincount(places)[:, None], output.metrics["part_loss"]
+
+
 def evaluate(trainer, tokenizer, config, rows, examples):
-    """The scores on the validation and the test rows. Choose settings by the first; look at the second once."""
-    metrics = trainer.evaluate(examples["validation"], metric_key_prefix="validation")
-    metrics |= trainer.evaluate(examples["test"], metric_key_prefix="test")
-    timed = ("_runtime", "_per_second", "_model_preparation_time")
-    return {name: value for name, value in metrics.items() if name != "epoch" and not name.endswith(timed)}
+    """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
+
+    Choose settings by the validation rows; look at the test rows once.
+    """
+    metric, simple = scoring.main_metric(config), scoring.baselines(rows, config)
+    results = {"metric": metric, "metrics": {}, "baselines": {}, "predictions": {}, "references": {}}
+    results["probabilities"] = {}
+    for part in ("validation", "test"):
+        probabilities, loss = predicted(trainer, examples[part])
+        references = scoring.numbers(rows[part]["label"], config)
+        predictions = scoring.chosen(probabilities, config)
+        scores = {"loss": loss, **scoring.scores(predictions, references, config)}
+        results["metrics"] |= {f"{part}_{name}": value for name, value in scores.items()}
+        systems = {"this model": predictions, **{name: one[part] for name, one in simple.items()}}
+        made = {name: scoring.statistics(one, references, config) for name, one in systems.items()}
+        score = made["this model"][1]
+        results["baselines"][part] = verdict.compare({name: one for name, (one, _) in made.items()}, score)
+        results["predictions"][part], results["references"][part] = predictions, references
+        results["probabilities"][part] = probabilities
+    results["history"] = trainer.state.log_history
+    results["warnings"] = [
+        *scoring.warnings(results, rows, config),
+        *verdict.of_the_curve(config, results["history"], metric, len(rows["validation"])),
+        *verdict.of_the_cut(
+            config, sum(examples["train"]["cut"][:]), len(rows["train"]), longest(config, tokenizer), "data.stride: 32"
+        ),
+    ]
+    return results
 
 
 def record_file(config):
@@ -399,19 +525,69 @@ def record_file(config):
     return folder.with_name(f"{folder.name}.json")
 
 
-def save_record(config, trainer, metrics, seconds):
-    """One JSON file for the run, beside its folder: what was set, on what machine, and what came out."""
+def save_record(config, trainer, results, rows, seconds):
+    """One JSON file for the run beside its folder: what was set, on what machine, what came out; and the report."""
     on_gpu = torch.cuda.is_available()
-    record = {"settings": config, "metrics": metrics, "seconds": round(seconds, 1)}
+    record = {"settings": config, "metrics": results["metrics"], "seconds": round(seconds, 1)}
+    record |= {name: results[name] for name in ("metric", "baselines", "warnings")}
+    record["rows"] = {part: len(rows[part]) for part in PARTS}
     if on_gpu:
         record["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     device = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} {trainer.args.device.type}"
     record["machine"] = {"device_name": device, "python": platform.python_version(), "system": platform.system()}
-    libraries = ("torch", "transformers", "peft", "accelerate")
+    libraries = ("torch", "transformers", "datasets", "peft", "accelerate")
     record["versions"] = {library: version(library).partition("+")[0] for library in libraries}
     record["curve"] = trainer.state.log_history
     if trainer.is_world_process_zero():
-        record_file(config).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        file = HERE / config["training"]["output_dir"] / "report.html"
+        report.write(file, HERE.name, record, scoring.sections(results, rows, config))
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        record_file(config).write_text(text, encoding="utf-8")
+
+
+def brief_run(config, rate, steps, tokenizer, examples):
+    """The scores on the validation rows after so many steps at this rate; they are kept, so it is not run again."""
+    output_dir = f"{config['training']['output_dir']}-find/{rate:g}"
+    brief = dict(learning_rate=rate, max_steps=steps, output_dir=output_dir, early_stopping_patience=None)
+    brief |= dict(eval_strategy="no", load_best_model_at_end=False)
+    brief |= dict(save_strategy="steps", save_steps=50, save_total_limit=1)
+    asked = {**config, "training": {**config["training"], **brief}}
+    if not record_file(asked).exists():
+        arguments = training_arguments(asked)
+        begin(asked, arguments)
+        trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+        record = {"settings": asked, "metrics": trainer.evaluate()}
+        if trainer.is_world_process_zero():
+            record_file(asked).write_text(json.dumps(record), encoding="utf-8")
+        trainer.accelerator.wait_for_everyone()
+    metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
+    names = (scoring.main_metric(config), "loss")
+    return {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+
+
+def find(path):
+    """Tries learning rates in short runs, and writes the best by the validation rows into a copy of the settings."""
+    config, tried = read_config(path), {}
+    tokenizer, training = load_tokenizer(config), config["training"]
+    rows = {part: read_part(part, config) for part in ("train", "validation")}
+    examples = {part: encode(rows[part], tokenizer, config) for part in rows}
+    batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+    steps = min(200, int(training.get("num_train_epochs", 3) * max(1, len(examples["train"]) // batch)))
+    steps = min(steps, training["max_steps"]) if training.get("max_steps", -1) > 0 else steps
+    for factor in (1 / 9, 1 / 3, 1, 3):
+        rate = float(f"{training['learning_rate'] * factor:.1e}")
+        tried[rate] = brief_run(config, rate, steps, tokenizer, examples)
+        print(f"learning_rate {rate:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in tried[rate].items()))
+    whole = {rate: made for rate, made in tried.items() if math.isfinite(made["loss"])} or tried
+    best = max(whole, key=lambda rate: [-value if name == "loss" else value for name, value in whole[rate].items()])
+    said = f"  # the best of {', '.join(f'{rate:g}' for rate in tried)} in {steps} steps, on the validation rows"
+    text = (HERE / path).read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^  learning_rate:.*$", f"  learning_rate: {best:g}{said}", text)
+    text = re.sub(r"(?m)^  output_dir:.*$", f"  output_dir: {training['output_dir']}-found", text)
+    found = (HERE / path).with_name(f"{Path(path).stem}-found.yaml")
+    found.write_text(text, encoding="utf-8", newline="\n")
+    print(f"{best:g} is the best, written into {found.name}: python train.py {found.name}")
 
 
 # ---- The run: train.ipynb has these steps as its cells ------------------------------------------------
@@ -424,10 +600,11 @@ def main(path="config.yaml"):
     arguments = training_arguments(config)
     begin(config, arguments)
     print(yaml.safe_dump({section: config[section] for section in config if section != "data"}, sort_keys=False))
+    print(how_it_computes(config, arguments))
 
     # Data
     tokenizer = load_tokenizer(config)
-    rows = {part: read_rows(config["data"][part], config["data"]["labels"]) for part in PARTS}
+    rows = {part: read_part(part, config) for part in PARTS}
     examples = {part: encode(rows[part], tokenizer, config) for part in PARTS}
     print({part: f"{len(examples[part])} rows" for part in PARTS})
     print(rows["train"][0], tokenizer.decode(examples["train"][0]["input_ids"]), sep="\n")
@@ -444,24 +621,34 @@ def main(path="config.yaml"):
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Scores
-    metrics = evaluate(trainer, tokenizer, config, rows, examples)
-    for name, value in metrics.items():
-        print(f"{name}: {value:.4f}")
+    results = evaluate(trainer, tokenizer, config, rows, examples)
+    for part, compared in results["baselines"].items():
+        print("", verdict.table(compared, results["metric"], part, len(rows[part])), sep="\n")
+    for warning in results["warnings"]:
+        print("", f"What looks wrong: {warning}", sep="\n")
 
     # Results
     trainer.save_model()
-    save_record(config, trainer, metrics, seconds=time.monotonic() - started)
-    print(f"saved in {config['training']['output_dir']}/, recorded in {config['training']['output_dir']}.json")
+    save_record(config, trainer, results, rows, seconds=time.monotonic() - started)
+    folder = config["training"]["output_dir"]
+    print("", f"saved in {folder}/, with report.html; recorded in {folder}.json", sep="\n")
 
 
 if __name__ == "__main__":
-    path = sys.argv[1] if len(sys.argv) > 1 else "config.yaml"
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a console without some letter must not end a training
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="?", default="config.yaml")
+    parser.add_argument("--find", action="store_true", help="try a few learning rates first")
+    options = parser.parse_args()
     try:
-        finished = record_file(read_config(path))
-        if finished.exists():
+        finished = record_file(read_config(options.settings))
+        if options.find:
+            find(options.settings)
+        elif finished.exists():
             seen = finished.relative_to(HERE)
-            print(f"this run is finished, see {seen}. For another set another output_dir in {path}.")
+            print(f"this run is finished, see {seen}. For another set another output_dir in {options.settings}.")
         else:
-            main(path)
+            main(options.settings)
     except ConfigError as error:
-        sys.exit(f"{path}, {error}")
+        sys.exit(f"{options.settings}, {error}")

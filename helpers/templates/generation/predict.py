@@ -8,6 +8,7 @@ python predict.py --file rows.jsonl --out answers.jsonl  # or an object a line, 
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import transformers
@@ -19,12 +20,12 @@ transformers.utils.logging.set_verbosity_error()  # only the answers are shown
 transformers.utils.logging.disable_progress_bar()
 
 
-def answers(model, tokenizer, config, rows, batch_size):
+def answers(model, tokenizer, config, rows, batch_size, watch=None):
     """What the model writes; of a conversation that ends with an answer, that answer is left off."""
     conversations = [row.get("messages") or [{"role": "user", "content": row["text"]}] for row in rows]
     conversations = [talk[:-1] if talk[-1]["role"] == "assistant" else talk for talk in conversations]
-    for text in train.write(model, tokenizer, config, conversations, batch_size):
-        yield {"predicted": text}
+    told = watch and (lambda done: watch(done, len(rows)))
+    return [{"predicted": text} for text in train.write(model, tokenizer, config, conversations, batch_size, told)]
 
 
 def read(file):
@@ -47,7 +48,8 @@ def read(file):
 
 def meaning(settings):
     """The settings that give answers their meaning; where the base lies, and the rows it was trained on, do not."""
-    data = {name: value for name, value in settings["data"].items() if name not in train.PARTS}
+    others = (*train.PARTS, "class_weights", "written")
+    data = {name: value for name, value in settings["data"].items() if name not in others}
     return {"data": data, "model": {train.MODEL[0]: Path(settings["model"][train.MODEL[0]]).name}}
 
 
@@ -69,13 +71,31 @@ def load(path):
     return config, tokenizer, model.to(device) if device else model
 
 
+def progress(done, count):
+    """A line on the terminal that tells how far it is."""
+    if sys.stderr.isatty():
+        print(f"\r{done} of {count}", end="\n" if done == count else "", file=sys.stderr)
+
+
+def printed(lines):
+    """Prints JSON lines: UTF-8 into a pipe or a file; on a console that lacks a letter, the letter's number."""
+    if not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")
+    for line in lines:
+        try:
+            line.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            line = json.dumps(json.loads(line))
+        print(line)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="?")
     parser.add_argument("--file")
     parser.add_argument("--out")
     parser.add_argument("--config", default="config.yaml")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch", "--batch-size", type=int, default=16, help="rows at a time (%(default)s)")
     options = parser.parse_args()
     if (options.text is None) == (options.file is None):
         parser.error("give one text, or a --file")
@@ -83,14 +103,22 @@ def main():
         parser.error(f"{options.out} is there already, and is not written over. Give --out another name.")
     rows = [{"text": options.text}] if options.text is not None else read(options.file)
     config, tokenizer, model = load(options.config)
-    predictions = answers(model, tokenizer, config, rows, options.batch_size)
-    predicted = [{**row, **answer} for row, answer in zip(rows, predictions, strict=True)]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predicted)
+    started = time.monotonic()
+    try:
+        predicted = answers(model, tokenizer, config, rows, options.batch, progress)
+    except train.ConfigError as error:
+        sys.exit(f"{options.config}, {error}")
+    seconds = max(time.monotonic() - started, 1e-9)
+    lines = [json.dumps({**row, **answer}, ensure_ascii=False) for row, answer in zip(rows, predicted, strict=True)]
     if options.out:
-        Path(options.out).write_text(lines, encoding="utf-8")
+        Path(options.out).write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
     else:
-        print(lines, end="")
+        printed(lines)
+    if options.file:
+        told = f"{len(rows)} rows in {seconds:.1f} s, {len(rows) / seconds:.1f} rows a second on {model.device}"
+        print(told, file=sys.stderr)
 
 
 if __name__ == "__main__":
+    sys.stderr.reconfigure(errors="backslashreplace")
     main()

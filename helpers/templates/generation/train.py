@@ -2,12 +2,15 @@
 
     python train.py              # or: accelerate launch train.py
     python train.py other.yaml   # another file of settings
+    python train.py --find       # tries a few learning rates first, and writes the best into a copy of the settings
 
 The sections of config.yaml decide the method: without `peft` and `quantization` the whole model is trained, with `peft`
 an adapter, with both an adapter on a 4-bit model. A run that was interrupted goes on from its last whole checkpoint. A
 finished run is not run again: it says so.
 """
 
+import argparse
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -15,18 +18,22 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import platform
 import re
 import sys
+import tempfile
 import time
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 
+import datasets
+import jinja2
 import peft
 import torch
 import yaml
-from rouge_score.rouge_scorer import RougeScorer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -42,10 +49,14 @@ from transformers import (
     set_seed,
 )
 
+import report
+import scoring
+import verdict
+
 HERE = Path(__file__).resolve().parent  # paths in config.yaml are relative to this folder
 PARTS = ("train", "validation", "test")
 COLUMNS = ("messages",)  # of each row in data/
-DATA = (*PARTS, "max_length", "chat_template")  # names in the section data
+DATA = (*PARTS, "max_length", "chat_template", "written")  # names in the section data
 MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation")  # names in the section model
 PLAIN_CHAT = (  # for decoders without a chat template: a prompt ends with a colon, an answer begins with a space
     "{% for m in messages %}{{ m.role + ': ' + m.content + (eos_token if m.role == 'assistant' else '') + '\n' }}"
@@ -150,13 +161,26 @@ def read_config(path="config.yaml"):
 
 
 def gpu_has_bf16():
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def checkpointing(config):
+    """Whether activations are computed again instead of kept: as set, or when the rest takes half of the GPU."""
+    asked = config["training"].get("activation_checkpointing")
+    if asked is not None or not torch.cuda.is_available():
+        return bool(asked)
+    each = 16 if "peft" not in config else 1 if "quantization" in config else 2  # bytes: weight, gradient, AdamW's two
+    return each * network(config).num_parameters() > torch.cuda.get_device_properties(0).total_memory / 2
 
 
 def training_arguments(config):
     settings = {key: value for key, value in config["training"].items() if key != "early_stopping_patience"}
     settings["output_dir"] = str(HERE / settings["output_dir"])
-    settings.setdefault("bf16", gpu_has_bf16() and not settings.get("fp16"))  # fp32 on a CPU, where bf16 is slow
+    settings["activation_checkpointing"] = checkpointing(config)
+    if torch.cuda.is_available() and not {"bf16", "fp16"} & set(settings):  # fp32 on a CPU, where the others are slow
+        settings["bf16" if gpu_has_bf16() else "fp16"] = True  # fp16 comes with scaling of the loss
+    if settings.get("fp16") and model_config(config).model_type in ("t5", "mt5", "umt5"):
+        settings["fp16"] = False  # numbers inside them are too large for it
     for field in dataclasses.fields(TrainingArguments):  # which takes a text for a number, and fails only later
         value = settings.get(field.name)
         if isinstance(field.default, (int, float)) and isinstance(value, str):
@@ -165,6 +189,14 @@ def training_arguments(config):
         return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+
+
+def how_it_computes(config, arguments):
+    """The device, the numbers that it computes with, and whether activations are kept, in one line."""
+    device = torch.cuda.get_device_name() if arguments.device.type == "cuda" else f"the {arguments.device.type.upper()}"
+    kind = "bf16" if arguments.bf16 else "fp16 with loss scaling" if arguments.fp16 else "fp32"
+    kept = "activations are computed again to save memory" if checkpointing(config) else "activations are kept"
+    return f"computes in {kind} on {device}; {kept}"
 
 
 def differences(before, now):
@@ -201,9 +233,14 @@ def content(file):
         raise ConfigError(f"data: {file} cannot be read: {error.strerror}.") from None
 
 
+def read_part(part, config):
+    """The rows of "train", "validation" or "test"."""
+    return read_rows(config["data"][part])
+
+
 def read_rows(file):
-    """The rows of a .jsonl file, one object a line; an error names the line that cannot be used."""
-    rows = []
+    """The rows of a .jsonl file, one object a line, as a `Dataset`; an error names the line that cannot be used."""
+    blocks, rows, kept = [], [], datasets.Features({name: datasets.Json() for name in COLUMNS})  # as they are
     for number, line in enumerate(content(file).split(b"\n"), 1):
         if not line.strip():
             continue
@@ -213,8 +250,24 @@ def read_rows(file):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
-        rows.append(row)
-    return rows
+        rows.append({name: row[name] for name in COLUMNS})
+        if len(rows) == 10_000:  # a million rows are not held as Python objects
+            blocks, rows = [*blocks, datasets.Dataset.from_list(rows, features=kept)], []
+    blocks += [datasets.Dataset.from_list(rows, features=kept)] if rows else []
+    if not blocks:
+        raise ConfigError(f"data: {file} has no rows.")
+    return datasets.concatenate_datasets(blocks)
+
+
+def mapped(rows, function):
+    """Rows changed by a function of a batch and its places; many of them go to a file, and memory stays free."""
+    many, file = len(rows) > 50_000, None
+    if many:
+        file = str(Path(tempfile.mkdtemp(prefix="train-")) / "rows.arrow")
+    (datasets.enable_progress_bars if many else datasets.disable_progress_bars)()
+    named = dict(with_indices=True, remove_columns=rows.column_names, cache_file_name=file)
+    new = uuid.uuid4().hex  # else a hash of the function and all it refers to, which takes long
+    return rows.map(function, batched=True, new_fingerprint=new, **named)
 
 
 def load_tokenizer(config):
@@ -249,17 +302,29 @@ def prompt_ids(messages, tokenizer, to_encoder):
     """A conversation up to where the answer begins; for the encoder of an encoder-decoder just what was said."""
     if to_encoder:
         return tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return templated(messages, tokenizer, add_generation_prompt=True)
+
+
+def templated(messages, tokenizer, **options):
+    """A conversation as token ids; what a template refuses, such as a system message, is an error with its reason."""
+    try:
+        return tokenizer.apply_chat_template(messages, **options)["input_ids"]
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ConfigError(
+            f"data: the model's chat template refuses a conversation of {roles} ({error}). Where it has no system "
+            "message, put that text before the first user's; or set chat_template."
+        ) from None
 
 
 def chat_example(messages, tokenizer):
     """A conversation as token ids; the answers count, with their ends; the other tokens have -100, which is skipped."""
-    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    whole = templated(messages, tokenizer)
     special, labels = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), [-100] * len(whole)
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
             start = prompt_ids(messages[:i], tokenizer, to_encoder=False)
-            end = tokenizer.apply_chat_template(messages[: i + 1])["input_ids"]
+            end = templated(messages[: i + 1], tokenizer)
             stop = max((at + 1 for at in range(len(start), len(end)) if end[at] in special), default=0)
             if whole[: len(start)] != start or whole[: len(end)] != end or not stop:
                 raise ValueError(f"the chat template does not show where this answer begins and ends: {message}")
@@ -278,11 +343,26 @@ def pair_example(messages, tokenizer):
 
 def encode(rows, tokenizer, config):
     """Conversations as token ids; an answer is never cut, so rows that are too long are left out."""
-    example = pair_example if is_encoder_decoder(config) else chat_example
-    examples, most = [example(row["messages"], tokenizer) for row in rows], config["data"]["max_length"]
-    short = [one for one in examples if max(len(one["input_ids"]), len(one["labels"])) <= most]
-    print(f"{len(examples) - len(short)} of {len(examples)} rows are longer than max_length and left out")
-    return short
+    example, most = pair_example if is_encoder_decoder(config) else chat_example, config["data"]["max_length"]
+    refused = {}
+
+    def ids(batch, places):
+        made = []
+        for place_, messages in zip(places, batch["messages"], strict=True):
+            try:
+                made.append(example(messages, tokenizer))
+            except ConfigError as error:
+                refused[place_ + 1] = error
+        short = [one for one in made if max(len(one["input_ids"]), len(one["labels"])) <= most]
+        columns = {name: [one[name] for one in short] for name in ("input_ids", "attention_mask", "labels")}
+        return {**columns, "length": list(map(len, columns["input_ids"]))}
+
+    examples = mapped(rows, ids)
+    if refused:
+        some = ", ".join(map(str, list(refused)[:5])) + (" and others" if len(refused) > 5 else "")
+        raise ConfigError(f"{next(iter(refused.values()))} It is so in {len(refused)} rows: {some}.")
+    print(f"{len(rows) - len(examples)} of {len(rows)} rows are longer than max_length and left out")
+    return examples
 
 
 # ---- Model --------------------------------------------------------------------------------------------
@@ -368,7 +448,7 @@ def load_model(config, trained=None):
         model.config.pad_token_id = load_tokenizer(config).pad_token_id
     if "quantization" in config:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if "peft" in config and config["training"].get("activation_checkpointing"):
+    if "peft" in config and checkpointing(config):
         model.enable_input_require_grads()  # without it no gradient would reach the adapter
     if "peft" in config and trained is None:
         return peft.get_peft_model(model, peft_config(config))
@@ -389,18 +469,50 @@ def generation_config(model, tokenizer, config):
 
 
 @torch.no_grad()
-def write(model, tokenizer, config, conversations, batch_size=16):
-    """What the model answers to conversations, each a list of messages that ends with the user's."""
-    settings, to_encoder, answers = generation_config(model, tokenizer, config), is_encoder_decoder(config), []
+def write(model, tokenizer, config, conversations, batch_size=16, watch=None):
+    """What the model answers to conversations, each a list of messages that ends with the user's.
+
+    Conversations of like length are answered together; `watch` is told how many are done.
+    """
+    settings, to_encoder = generation_config(model, tokenizer, config), is_encoder_decoder(config)
+    prompts = [prompt_ids(one, tokenizer, to_encoder) for one in conversations]
+    order, answers = sorted(range(len(prompts)), key=lambda i: -len(prompts[i])), [""] * len(prompts)
     model.eval()
-    for start in range(0, len(conversations), batch_size):
-        prompts = [prompt_ids(one, tokenizer, to_encoder) for one in conversations[start : start + batch_size]]
-        batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = {"input_ids": [prompts[i] for i in places]}
+        batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
         ids = model.generate(**batch, generation_config=settings)
         if not to_encoder:  # a decoder repeats its prompt
             ids = ids[:, batch["input_ids"].shape[1] :]
-        answers += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [answer.strip() for answer in answers]
+        for i, answer in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            answers[i] = answer.strip()
+        if watch:
+            watch(start + len(places))
+    return answers
+
+
+def to_write(rows, config):
+    """The rows of validation and test whose answers are written and scored: the first data.written."""
+    most = config["data"].get("written")
+    return {part: rows[part].select(range(min(most or len(rows[part]), len(rows[part])))) for part in PARTS[1:]}
+
+
+def written_untrained(model, tokenizer, config, arguments, rows):
+    """What the model answers before it is trained; of an interrupted run, what it answered then."""
+    noted = Path(arguments.output_dir) / "untrained.json"
+    if noted.exists():
+        return json.loads(noted.read_text(encoding="utf-8"))
+    if "quantization" not in config:
+        model.to(arguments.device)
+    with model.disable_adapter() if "peft" in config else contextlib.nullcontext():
+        answers = {
+            part: write(model, tokenizer, config, [messages[:-1] for messages in some["messages"]])
+            for part, some in to_write(rows, config).items()
+        }
+    if arguments.process_index == 0:
+        noted.write_text(json.dumps(answers, ensure_ascii=False), encoding="utf-8")
+    return answers
 
 
 def make_trainer(config, arguments, model, tokenizer, examples, callbacks=()):
@@ -432,18 +544,37 @@ def last_whole_checkpoint(folder):
             continue
 
 
-def evaluate(trainer, tokenizer, config, rows, examples):
-    """The scores on the validation and the test rows. Choose settings by the first; look at the second once."""
-    metrics = trainer.evaluate(examples["validation"], metric_key_prefix="validation")
-    metrics |= trainer.evaluate(examples["test"], metric_key_prefix="test")
-    conversations = [row["messages"] for row in rows["test"]]
-    predictions = write(trainer.model, tokenizer, config, [messages[:-1] for messages in conversations])
-    references = [messages[-1]["content"].strip() for messages in conversations]
-    rouge, pairs = RougeScorer(["rougeL"]), list(zip(references, predictions, strict=True))
-    metrics["test_exact_match"] = sum(reference == prediction for reference, prediction in pairs) / len(pairs)
-    metrics["test_rougeL"] = sum(rouge.score(*pair)["rougeL"].fmeasure for pair in pairs) / len(pairs)
-    timed = ("_runtime", "_per_second", "_model_preparation_time")
-    return {name: value for name, value in metrics.items() if name != "epoch" and not name.endswith(timed)}
+def evaluate(trainer, tokenizer, config, rows, examples, untrained):
+    """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
+
+    Choose settings by the validation rows; look at the test rows once.
+    """
+    metric, some = scoring.main_metric(config), {"train": rows["train"], **to_write(rows, config)}
+    simple = {scoring.UNTRAINED: untrained, **scoring.baselines(some)}
+    results = {"metric": metric, "metrics": {}, "baselines": {}, "predictions": {}, "references": {}, "bleu": {}}
+    results["untrained"] = untrained
+    for part in ("validation", "test"):
+        loss = trainer.evaluate(examples[part], metric_key_prefix=part)[f"{part}_loss"]
+        predictions = write(trainer.model, tokenizer, config, [messages[:-1] for messages in some[part]["messages"]])
+        references = scoring.answers(some[part])
+        scores = {"loss": loss, **scoring.scores(predictions, references)}
+        results["metrics"] |= {f"{part}_{name}": value for name, value in scores.items()}
+        systems = {"this model": predictions, **{name: one[part] for name, one in simple.items()}}
+        for name, made in (("baselines", scoring.statistics), ("bleu", scoring.bleu_statistics)):
+            numbers = {system: made(one, references) for system, one in systems.items()}
+            score = numbers["this model"][1]
+            results[name][part] = verdict.compare({system: one for system, (one, _) in numbers.items()}, score)
+        results["predictions"][part], results["references"][part] = predictions, references
+    limit = generation_config(trainer.model, tokenizer, config).max_new_tokens or 20
+    results["too_long"] = sum(len(ids) > limit for ids in tokenizer(results["references"]["validation"])["input_ids"])
+    left_out = len(rows["train"]) - len(examples["train"])
+    results["history"] = trainer.state.log_history
+    results["warnings"] = [
+        *scoring.warnings(results, rows, config),
+        *verdict.of_the_curve(config, results["history"], metric, len(rows["validation"])),
+        *verdict.of_the_cut(config, left_out, len(rows["train"]), longest(config, tokenizer), ""),
+    ]
+    return results
 
 
 def record_file(config):
@@ -451,19 +582,69 @@ def record_file(config):
     return folder.with_name(f"{folder.name}.json")
 
 
-def save_record(config, trainer, metrics, seconds):
-    """One JSON file for the run, beside its folder: what was set, on what machine, and what came out."""
+def save_record(config, trainer, results, rows, seconds):
+    """One JSON file for the run beside its folder: what was set, on what machine, what came out; and the report."""
     on_gpu = torch.cuda.is_available()
-    record = {"settings": config, "metrics": metrics, "seconds": round(seconds, 1)}
+    record = {"settings": config, "metrics": results["metrics"], "seconds": round(seconds, 1)}
+    record |= {name: results[name] for name in ("metric", "baselines", "bleu", "warnings")}
+    record["rows"] = {"train": len(rows["train"]), **{part: len(one) for part, one in to_write(rows, config).items()}}
     if on_gpu:
         record["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     device = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} {trainer.args.device.type}"
     record["machine"] = {"device_name": device, "python": platform.python_version(), "system": platform.system()}
-    libraries = ("torch", "transformers", "peft", "accelerate")
+    libraries = ("torch", "transformers", "datasets", "peft", "accelerate")
     record["versions"] = {library: version(library).partition("+")[0] for library in libraries}
     record["curve"] = trainer.state.log_history
     if trainer.is_world_process_zero():
-        record_file(config).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        file = HERE / config["training"]["output_dir"] / "report.html"
+        report.write(file, HERE.name, record, scoring.sections(results, rows, config))
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        record_file(config).write_text(text, encoding="utf-8")
+
+
+def brief_run(config, rate, steps, tokenizer, examples):
+    """The scores on the validation rows after so many steps at this rate; they are kept, so it is not run again."""
+    output_dir = f"{config['training']['output_dir']}-find/{rate:g}"
+    brief = dict(learning_rate=rate, max_steps=steps, output_dir=output_dir, early_stopping_patience=None)
+    brief |= dict(eval_strategy="no", load_best_model_at_end=False)
+    brief |= dict(save_strategy="steps", save_steps=50, save_total_limit=1)
+    asked = {**config, "training": {**config["training"], **brief}}
+    if not record_file(asked).exists():
+        arguments = training_arguments(asked)
+        begin(asked, arguments)
+        trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+        record = {"settings": asked, "metrics": trainer.evaluate()}
+        if trainer.is_world_process_zero():
+            record_file(asked).write_text(json.dumps(record), encoding="utf-8")
+        trainer.accelerator.wait_for_everyone()
+    metrics = json.loads(record_file(asked).read_text(encoding="utf-8"))["metrics"]
+    names = (scoring.main_metric(config), "loss")
+    return {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics}
+
+
+def find(path):
+    """Tries learning rates in short runs, and writes the best by the validation rows into a copy of the settings."""
+    config, tried = read_config(path), {}
+    tokenizer, training = load_tokenizer(config), config["training"]
+    rows = {part: read_part(part, config) for part in ("train", "validation")}
+    examples = {part: encode(rows[part], tokenizer, config) for part in rows}
+    batch = training["per_device_train_batch_size"] * training.get("gradient_accumulation_steps", 1)
+    steps = min(200, int(training.get("num_train_epochs", 3) * max(1, len(examples["train"]) // batch)))
+    steps = min(steps, training["max_steps"]) if training.get("max_steps", -1) > 0 else steps
+    for factor in (1 / 9, 1 / 3, 1, 3):
+        rate = float(f"{training['learning_rate'] * factor:.1e}")
+        tried[rate] = brief_run(config, rate, steps, tokenizer, examples)
+        print(f"learning_rate {rate:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in tried[rate].items()))
+    whole = {rate: made for rate, made in tried.items() if math.isfinite(made["loss"])} or tried
+    best = max(whole, key=lambda rate: [-value if name == "loss" else value for name, value in whole[rate].items()])
+    said = f"  # the best of {', '.join(f'{rate:g}' for rate in tried)} in {steps} steps, on the validation rows"
+    text = (HERE / path).read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^  learning_rate:.*$", f"  learning_rate: {best:g}{said}", text)
+    text = re.sub(r"(?m)^  output_dir:.*$", f"  output_dir: {training['output_dir']}-found", text)
+    found = (HERE / path).with_name(f"{Path(path).stem}-found.yaml")
+    found.write_text(text, encoding="utf-8", newline="\n")
+    print(f"{best:g} is the best, written into {found.name}: python train.py {found.name}")
 
 
 # ---- The run: train.ipynb has these steps as its cells ------------------------------------------------
@@ -476,10 +657,11 @@ def main(path="config.yaml"):
     arguments = training_arguments(config)
     begin(config, arguments)
     print(yaml.safe_dump({section: config[section] for section in config if section != "data"}, sort_keys=False))
+    print(how_it_computes(config, arguments))
 
     # Data
     tokenizer = load_tokenizer(config)
-    rows = {part: read_rows(config["data"][part]) for part in PARTS}
+    rows = {part: read_part(part, config) for part in PARTS}
     examples = {part: encode(rows[part], tokenizer, config) for part in PARTS}
     print({part: f"{len(examples[part])} rows" for part in PARTS})
     print(rows["train"][0], tokenizer.decode(examples["train"][0]["input_ids"]), sep="\n")
@@ -488,6 +670,8 @@ def main(path="config.yaml"):
     model = load_model(config)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print(f"{type(model).__name__}: {trainable:,} parameters are trained")
+    untrained = written_untrained(model, tokenizer, config, arguments, rows)
+    print(f"before the training it answers: {untrained['validation'][0][:200]}")
 
     # Training
     trainer = make_trainer(config, arguments, model, tokenizer, examples)
@@ -496,24 +680,34 @@ def main(path="config.yaml"):
     trainer.train(resume_from_checkpoint=checkpoint)
 
     # Scores
-    metrics = evaluate(trainer, tokenizer, config, rows, examples)
-    for name, value in metrics.items():
-        print(f"{name}: {value:.4f}")
+    results = evaluate(trainer, tokenizer, config, rows, examples, untrained)
+    for part, compared in results["baselines"].items():
+        print("", verdict.table(compared, results["metric"], part, len(results["references"][part])), sep="\n")
+    for warning in results["warnings"]:
+        print("", f"What looks wrong: {warning}", sep="\n")
 
     # Results
     trainer.save_model()
-    save_record(config, trainer, metrics, seconds=time.monotonic() - started)
-    print(f"saved in {config['training']['output_dir']}/, recorded in {config['training']['output_dir']}.json")
+    save_record(config, trainer, results, rows, seconds=time.monotonic() - started)
+    folder = config["training"]["output_dir"]
+    print("", f"saved in {folder}/, with report.html; recorded in {folder}.json", sep="\n")
 
 
 if __name__ == "__main__":
-    path = sys.argv[1] if len(sys.argv) > 1 else "config.yaml"
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a console without some letter must not end a training
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="?", default="config.yaml")
+    parser.add_argument("--find", action="store_true", help="try a few learning rates first")
+    options = parser.parse_args()
     try:
-        finished = record_file(read_config(path))
-        if finished.exists():
+        finished = record_file(read_config(options.settings))
+        if options.find:
+            find(options.settings)
+        elif finished.exists():
             seen = finished.relative_to(HERE)
-            print(f"this run is finished, see {seen}. For another set another output_dir in {path}.")
+            print(f"this run is finished, see {seen}. For another set another output_dir in {options.settings}.")
         else:
-            main(path)
+            main(options.settings)
     except ConfigError as error:
-        sys.exit(f"{path}, {error}")
+        sys.exit(f"{options.settings}, {error}")

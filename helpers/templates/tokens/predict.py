@@ -8,6 +8,7 @@ python predict.py --file rows.jsonl --out answers.jsonl  # or an object a line, 
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,19 +22,27 @@ transformers.utils.logging.disable_progress_bar()
 
 
 @torch.no_grad()
-def answers(model, tokenizer, config, rows, batch_size):
-    """A tag for each word: the likeliest one of its first token; a word that was cut off has none."""
+def answers(model, tokenizer, config, rows, batch_size, watch=None):
+    """A tag for each word: the likeliest one of its first token, and its probability; a word that was cut off has none.
+
+    Rows of like length go together.
+    """
     cut = dict(truncation=True, max_length=config["data"]["max_length"], padding=True, return_tensors="pt")
-    for start in range(0, len(rows), batch_size):
-        sentences = [row.get("tokens") or row["text"].split() for row in rows[start : start + batch_size]]
-        batch = tokenizer(sentences, is_split_into_words=True, **cut)
-        best = model(**batch.to(model.device)).logits.argmax(-1).tolist()
-        for i, words in enumerate(sentences):
-            tags = [None] * len(words)
-            for tag, word in zip(best[i], batch.word_ids(i), strict=True):
+    sentences = [row.get("tokens") or row["text"].split() for row in rows]
+    order, made = sorted(range(len(rows)), key=lambda i: -len(sentences[i])), [None] * len(rows)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = tokenizer([sentences[i] for i in places], is_split_into_words=True, **cut)
+        sure, best = model(**batch.to(model.device)).logits.float().softmax(-1).max(-1)
+        for line, i in enumerate(places):
+            tags, probabilities = [None] * len(sentences[i]), [None] * len(sentences[i])
+            for word, tag, one in zip(batch.word_ids(line), best[line].tolist(), sure[line].tolist(), strict=True):
                 if word is not None and tags[word] is None:
-                    tags[word] = config["data"]["labels"][tag]
-            yield {"tokens": words, "predicted": tags}
+                    tags[word], probabilities[word] = config["data"]["labels"][tag], round(one, 4)
+            made[i] = {"tokens": sentences[i], "predicted": tags, "probabilities": probabilities}
+        if watch:
+            watch(start + len(places), len(order))
+    return made
 
 
 def read(file):
@@ -56,7 +65,8 @@ def read(file):
 
 def meaning(settings):
     """The settings that give answers their meaning; where the base lies, and the rows it was trained on, do not."""
-    data = {name: value for name, value in settings["data"].items() if name not in train.PARTS}
+    others = (*train.PARTS, "class_weights", "written")
+    data = {name: value for name, value in settings["data"].items() if name not in others}
     return {"data": data, "model": {train.MODEL[0]: Path(settings["model"][train.MODEL[0]]).name}}
 
 
@@ -78,13 +88,32 @@ def load(path):
     return config, tokenizer, model.to(device) if device else model
 
 
+def progress(done, count):
+    """A line on the terminal that tells how far it is."""
+    if sys.stderr.isatty():
+        print(f"\r{done} of {count}", end="\n" if done == count else "", file=sys.stderr)
+
+
+def printed(lines):
+    """Prints JSON lines: UTF-8 into a pipe or a file; on a console that lacks a letter, the letter's number."""
+    if not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")
+    for line in lines:
+        try:
+            line.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            line = json.dumps(json.loads(line))
+        print(line)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="?")
     parser.add_argument("--file")
     parser.add_argument("--out")
     parser.add_argument("--config", default="config.yaml")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch", "--batch-size", type=int, default=16, help="rows at a time (%(default)s)")
+    parser.add_argument("--probabilities", action="store_true", help="give all of them")
     options = parser.parse_args()
     if (options.text is None) == (options.file is None):
         parser.error("give one text, or a --file")
@@ -92,14 +121,24 @@ def main():
         parser.error(f"{options.out} is there already, and is not written over. Give --out another name.")
     rows = [{"text": options.text}] if options.text is not None else read(options.file)
     config, tokenizer, model = load(options.config)
-    predictions = answers(model, tokenizer, config, rows, options.batch_size)
-    predicted = [{**row, **answer} for row, answer in zip(rows, predictions, strict=True)]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predicted)
+    started = time.monotonic()
+    try:
+        predicted = answers(model, tokenizer, config, rows, options.batch, progress)
+    except train.ConfigError as error:
+        sys.exit(f"{options.config}, {error}")
+    seconds = max(time.monotonic() - started, 1e-9)
+    for answer in [] if options.probabilities else predicted:
+        answer.pop("probabilities", None)
+    lines = [json.dumps({**row, **answer}, ensure_ascii=False) for row, answer in zip(rows, predicted, strict=True)]
     if options.out:
-        Path(options.out).write_text(lines, encoding="utf-8")
+        Path(options.out).write_text("\n".join([*lines, ""]), encoding="utf-8", newline="\n")
     else:
-        print(lines, end="")
+        printed(lines)
+    if options.file:
+        told = f"{len(rows)} rows in {seconds:.1f} s, {len(rows) / seconds:.1f} rows a second on {model.device}"
+        print(told, file=sys.stderr)
 
 
 if __name__ == "__main__":
+    sys.stderr.reconfigure(errors="backslashreplace")
     main()
