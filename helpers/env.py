@@ -283,10 +283,8 @@ def recommend(model, method="full", rows=None, classes=None):
     rate = float(f"{min(1e-3, max(2e-5, 2e-4 * (384 / width) ** 2)) * (1 if method == 'full' else 10):.0e}")
     batch, steps = 16 if width <= 512 else 8, 200 + 10 * (classes or 0)
     epochs = max(3, min(100, math.ceil(steps / math.ceil(rows / batch)))) if rows else 3
-    why = f"rate {rate:g}: width {width}, {method}"
-    if epochs > 3:
-        of = f"{rows:,} rows and {classes} classes" if classes else f"{rows:,} rows"
-        why += f"; {epochs} epochs: {of} need {steps} steps"
+    of = f"{rows or 0:,} rows" + f" and {classes} classes" * bool(classes)
+    why = f"rate {rate:g}: width {width}, {method}" + f"; {epochs} epochs: {of} need {steps} steps" * (epochs > 3)
     return {"learning_rate": rate, "epochs": epochs, "warmup_ratio": 0.1, "batch_size": batch, "why": why}
 
 
