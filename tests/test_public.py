@@ -66,13 +66,30 @@ def test_the_recommended_rate_is_near_the_best_that_was_measured(key, runs):
     assert public.first(chosen[0], "validation", task) >= best - (0.03 if task == "tags" else 0.02)
 
 
-def test_the_tiny_models_rate_is_near_the_best_of_their_sweeps():
+def means(folder, prefix, setting=lambda run: ""):
+    """Mean validation score over seeds: {setting: {rate: score}}."""
     scores = {}
-    for run in record.load(env.DATA / "results" / "01_classification" / "tiny-encoder"):
-        if run["name"].startswith("rate-pretrained"):
-            scores.setdefault(run["settings"]["learning_rate"], []).append(run["metrics"]["validation"])
-    means = {rate: sum(values) / len(values) for rate, values in scores.items()}
-    assert means[env.recommend("tiny-encoder")["learning_rate"]] >= max(means.values()) - 0.02
+    for run in record.load(env.DATA / "results" / folder / "tiny-encoder"):
+        if run["name"].startswith(prefix):
+            of_rates = scores.setdefault(setting(run), {})
+            of_rates.setdefault(run["settings"]["learning_rate"], []).append(run["metrics"]["validation"])
+    return {key: {rate: sum(s) / len(s) for rate, s in rates.items()} for key, rates in scores.items()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix", "method"),
+    [
+        ("01_classification", "rate-pretrained-", "full"),
+        ("04_lora", "grid-full-", "full"),
+        ("04_lora", "grid-LoRA-0", "lora"),  # each rank and alpha on its own
+    ],
+)
+def test_the_tiny_models_rate_is_near_the_best_of_their_sweeps(folder, prefix, method):
+    found = means(folder, prefix, lambda run: run["name"].rsplit("-", 1)[0].partition("-r")[2])
+    assert found
+    for of_rates in found.values():
+        chosen = of_rates[env.recommend("tiny-encoder", method)["learning_rate"]]
+        assert chosen >= max(of_rates.values()) - 0.02, of_rates
 
 
 @pytest.mark.parametrize("name", list(public.SETS))
