@@ -138,15 +138,16 @@ def predict(
     operators = _Operators(device, autocast)
     if activation_checkpointing:
         network.activation_checkpointing_enable(operators.checkpointing())
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
+    shapes = FakeTensorMode(allow_non_fake_inputs=True) if device == "cpu" else contextlib.nullcontext()
+    kind = "cpu" if device == "cpu" else "meta"
+    with shapes, torch.device(kind):
         _fill(network, dtype)
         inputs = _inputs(config, task, batch, length, target_length or length, padding)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZER_MAKERS[optim](trained, network, device == "cuda")
-    ledger = _Ledger("cpu", BLOCK if device == "cuda" else 1)
+    ledger = _Ledger(kind, BLOCK if device == "cuda" else 1)
     watch = _Watch(network, ledger)
-    with _masks_without_values(config.is_encoder_decoder), fake, operators, watch:
+    with _masks_without_values(config.is_encoder_decoder), shapes, operators, watch:
         for tensor in inputs.values():
             ledger.add(tensor, "activations")
         _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch)
@@ -330,7 +331,7 @@ def _fill(network, dtype):
     def fake(old):
         if id(old) in four_bit:
             return _packed(four_bit[id(old)], dtype)
-        new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+        new = torch.empty(old.shape, dtype=old.dtype)
         return torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
 
     for module in network.modules():
@@ -347,7 +348,7 @@ def _packed(module, dtype):
     from bitsandbytes.functional import QuantState
 
     def empty(count, dtype):
-        return torch.empty(count, dtype=dtype, device="cpu")
+        return torch.empty(count, dtype=dtype)
 
     old, shape = module.weight, (module.out_features, module.in_features)
     blocks = -(-math.prod(shape) // old.blocksize)
@@ -383,6 +384,16 @@ def _count(network):
 # ---- Its optimizer: what the Trainer makes for a name (not paged ones: their state is no tensor of torch) -----
 
 
+class _FusedAdamW(AdamW):
+    """torch's fused AdamW, also for tensors without values, which torch refuses when it makes the state."""
+
+    def _init_group(self, group, *lists):
+        group |= {"fused": False, "capturable": True}  # as for a fused one, the step is counted on the device
+        found = super()._init_group(group, *lists)
+        group |= {"fused": True, "capturable": False}
+        return found
+
+
 def _adamw_8bit(parameters, network):
     from bitsandbytes.optim import AdamW8bit
 
@@ -400,7 +411,7 @@ def _adamw_8bit(parameters, network):
 
 # A new one is a line here. `widgets`, `preflight` and `new` offer all of them.
 OPTIMIZER_MAKERS = {  # name: function of the trained parameters, the model and whether a GPU is asked about
-    "adamw_torch_fused": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, fused=True),
+    "adamw_torch_fused": lambda parameters, network, cuda: _FusedAdamW(parameters, lr=1e-4, fused=True),
     "adamw_torch": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, foreach=cuda),  # torch's own choices
     "adamw_8bit": lambda parameters, network, cuda: _adamw_8bit(parameters, network),
     "adafactor": lambda parameters, network, cuda: Adafactor(
@@ -446,6 +457,10 @@ def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, w
     optimizer.zero_grad()
 
 
+def _without_values(tensor):
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
 _turn = threading.Lock()
 
 
@@ -458,10 +473,10 @@ def _masks_without_values(encoder_decoder):
     """
 
     def find_packed(position_ids):
-        return None if isinstance(position_ids, FakeTensor) else find_packed_sequence_indices(position_ids)
+        return None if _without_values(position_ids) else find_packed_sequence_indices(position_ids)
 
     def ignore_causal_mask(padding_mask=None, *args, **kwargs):
-        no_values = encoder_decoder and isinstance(padding_mask, FakeTensor)
+        no_values = encoder_decoder and padding_mask is not None and _without_values(padding_mask)
         return _ignore_causal_mask_sdpa(None if no_values else padding_mask, *args, **kwargs)
 
     with _turn:
@@ -495,6 +510,7 @@ class _Operators(TorchFunctionMode):
         self.cuda, self.autocast, self.casts = device == "cuda", autocast, {}
         self.replaced = {
             torch.Tensor.item: lambda tensor: 1.0,
+            torch.Tensor.__bool__: lambda tensor: False,
             torch.Tensor.nonzero: lambda tensor: torch.zeros(tensor.numel(), tensor.dim(), dtype=torch.long),
         }
         if self.cuda:
@@ -505,6 +521,7 @@ class _Operators(TorchFunctionMode):
             return self.replaced[function](*args, **(kwargs or {}))
         if self.autocast and function in self.LOWER:
             args = [self._lower(value) for value in args]
+            kwargs = {name: self._lower(value) for name, value in (kwargs or {}).items()}
         elif self.autocast and self.cuda and function in self.FULL:
             args = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
         return function(*args, **(kwargs or {}))
@@ -531,8 +548,11 @@ class _Operators(TorchFunctionMode):
     def _lower(self, weight):
         """A trained fp32 weight in autocast's dtype, made once in a forward pass; anything else as it is."""
         trained = isinstance(weight, torch.nn.Parameter) and weight.requires_grad and weight.dtype == torch.float32
-        if not (trained and torch.is_autocast_enabled("cpu")):
+        if not torch.is_autocast_enabled("cpu"):
             return weight
+        if not trained:
+            full = self.cuda and isinstance(weight, torch.Tensor) and weight.dtype == torch.float32
+            return weight.to(self.autocast) if full else weight
         if id(weight) not in self.casts:
             self.casts[id(weight)] = weight.to(self.autocast)
         return self.casts[id(weight)]
