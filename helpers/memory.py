@@ -13,6 +13,7 @@ From top to bottom: predict; the model without values; its optimizers (a new one
 fits; the ledger, which predictions and measurements share; texts.
 """
 
+import bisect
 import contextlib
 import copy
 import math
@@ -88,6 +89,7 @@ class Prediction:
     device: str = "cuda"
     assumes: tuple = ()
     settings: dict = field(default_factory=dict, repr=False)
+    reserved: int = 0
 
     @property
     def peak_gib(self):
@@ -100,7 +102,7 @@ class Prediction:
 def predict(
     model, *, batch, length, peft=None, quantization_config=None, task=None, dtype=None, optim="adamw_torch_fused",
     activation_checkpointing=False, gradient_accumulation_steps=1, autocast=None, padding=True, target_length=None,
-    attn_implementation=None, device="cuda",
+    attn_implementation=None, outputs_kept=False, device="cuda",
 ):  # fmt: skip
     """The peak memory of training a model, and where it goes, from its configuration alone: no weights, no GPU.
 
@@ -127,10 +129,10 @@ def predict(
         model=model, batch=batch, length=length, peft=peft, quantization_config=quantization_config, task=task,
         dtype=dtype, optim=optim, activation_checkpointing=activation_checkpointing,
         gradient_accumulation_steps=gradient_accumulation_steps, autocast=autocast, padding=padding,
-        target_length=target_length, attn_implementation=attn_implementation, device=device,
+        target_length=target_length, attn_implementation=attn_implementation, outputs_kept=outputs_kept, device=device,
     )  # fmt: skip
     _check_settings(settings)
-    config = _training_configuration(model)
+    config = _training_configuration(model, outputs_kept)
     task = _task(config, task, peft)
     dtype, autocast = _dtype(dtype or config.dtype or "float32"), _dtype(autocast)
     network = _build(config, task, dtype, attn_implementation, peft, quantization_config)
@@ -145,16 +147,20 @@ def predict(
         inputs = _inputs(config, task, batch, length, target_length or length, padding)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZER_MAKERS[optim](trained, network, device == "cuda")
-    ledger = _Ledger(kind, BLOCK if device == "cuda" else 1)
+    ledger = _Ledger(kind, _Allocator() if device == "cuda" else None)
     watch = _Watch(network, ledger)
     with _masks_without_values(config.is_encoder_decoder), shapes, operators, watch:
         for tensor in inputs.values():
             ledger.add(tensor, "activations")
-        _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch)
+        try:
+            _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch, outputs_kept)
+        except (NotImplementedError, RuntimeError) as error:
+            raise (_unpredictable(peft, error) if peft is not None else error) from error
     ledger.close()
     return Prediction(
         ledger.peak, ledger.split, ledger.phase, ledger.phases, ledger.timeline, *_count(network), device,
         _assumptions(task, dtype, autocast, padding, quantization_config, device), settings,
+        ledger.allocator.reserved if ledger.allocator else ledger.peak,
     )  # fmt: skip
 
 
@@ -213,10 +219,10 @@ def configuration(model):
         ) from error
 
 
-def _training_configuration(model):
-    """The configuration as a training needs it: no cache of keys and values, a padding token."""
+def _training_configuration(model, use_cache=False):
+    """The configuration as a training needs it: usually no cache of keys and values; a padding token."""
     config = configuration(model)
-    config.use_cache = False
+    config.use_cache = use_cache
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # classifiers on decoders look for it; memory does not depend on which one it is
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
@@ -298,8 +304,13 @@ def _attach(network, config):
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     if config.is_prompt_learning and model_class is PeftModel:
         raise ValueError(f'{type(config).__name__} needs its task: pass task_type="CAUSAL_LM", "SEQ_CLS" ... to it.')
+    if getattr(config, "mask_type", None):  # SHiRA counts the ones of a mask
+        config.mask_fn = _first_ones
     try:
-        return model_class(network, config)
+        with _Answers():
+            return model_class(network, config)
+    except (NotImplementedError, RuntimeError) as error:
+        raise _unpredictable(config, error) from error
     except ValueError as error:
         modules = network.named_modules()
         layers = {n.rpartition(".")[2] for n, m in modules if hasattr(m, "in_features") or type(m).__name__ == "Conv1D"}
@@ -307,6 +318,20 @@ def _attach(network, config):
             f"peft cannot add {type(config).__name__} to {type(network).__name__}: {error} "
             f'target_modules can be "all-linear" or a list of: {", ".join(sorted(layers))}.'
         ) from error
+
+
+def _first_ones(layer, r, **_):
+    mask = torch.zeros(layer.weight.numel(), device="cpu")
+    mask[: r * sum(layer.weight.shape)] = 1
+    return mask.view(layer.weight.shape)
+
+
+def _unpredictable(peft, error):
+    name, reason = type(peft).__name__, str(error).partition("\n")[0][:160]
+    return ValueError(
+        f"{name} cannot be predicted: what it makes depends on the values of the weights, and a prediction has shapes "
+        f"only ({type(error).__name__}: {reason}). Measure a step with memory.measure instead."
+    )
 
 
 def _check_length(network, config, length, peft):
@@ -325,12 +350,15 @@ def _check_length(network, config, length, peft):
 
 
 def _fill(network, dtype):
-    """Shapes become fake tensors of a CPU (see `_Operators`); tied ones stay tied, 4-bit ones get their constants."""
+    """Tensors become those of the device that is set; tied ones stay tied, 4-bit ones get their constants."""
     filled, four_bit = {}, {id(module.weight): module for module in _four_bit(network)}
+    meta = torch.get_default_device().type == "meta"
 
     def fake(old):
         if id(old) in four_bit:
             return _packed(four_bit[id(old)], dtype)
+        if meta and old.is_meta:
+            return old  # it may be a view of something larger
         new = torch.empty(old.shape, dtype=old.dtype)
         return torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
 
@@ -439,21 +467,24 @@ def _inputs(config, task, batch, length, target_length, padding):
     return inputs | {"labels": labels.float() if task == "SEQ_CLS" and config.num_labels == 1 else labels}
 
 
-def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch):
-    """Forward and backward passes for one step, then two optimizer steps; `repeat` enters the passes of the second."""
-    ledger = watch.ledger
+def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch, outputs_kept):
+    """Forward and backward passes for one step, two optimizer steps; the passes of the second are the first's again."""
+    ledger, outputs = watch.ledger, None
+    ledger.events = passes = []
     for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
         with operators.mixed_precision():
-            loss = network(**inputs).loss
-        (loss / gradient_accumulation_steps).backward()
+            outputs = network(**inputs)
+        loss = outputs.loss / gradient_accumulation_steps
+        outputs = outputs if outputs_kept else None
+        loss.backward()
         del loss
-    timeline, highest = list(ledger.timeline), ledger.highest
-    for _ in range(STEPS):
+    ledger.events = None
+    for step in range(STEPS):
         watch.before_step(optimizer)
         optimizer.step()
         watch.after_step(optimizer)
-        if ledger.step == STEPS:
-            ledger.repeat(timeline, highest)
+        if step == 0:
+            ledger.repeat(passes)
     optimizer.zero_grad()
 
 
@@ -508,11 +539,7 @@ class _Operators(TorchFunctionMode):
     def __init__(self, device, autocast):
         super().__init__()
         self.cuda, self.autocast, self.casts = device == "cuda", autocast, {}
-        self.replaced = {
-            torch.Tensor.item: lambda tensor: 1.0,
-            torch.Tensor.__bool__: lambda tensor: False,
-            torch.Tensor.nonzero: lambda tensor: torch.zeros(tensor.numel(), tensor.dim(), dtype=torch.long),
-        }
+        self.replaced = {torch.Tensor.__bool__: _truth}
         if self.cuda:
             self.replaced |= {functional.dropout: _dropout, functional.scaled_dot_product_attention: self._attention}
 
@@ -574,6 +601,11 @@ class _Operators(TorchFunctionMode):
         return efficient(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
+def _truth(tensor):
+    """Of a tensor without values: no mask is all ones, and a draw such as `torch.rand(1) > p` comes out true."""
+    return tensor.dim() > 0 if _without_values(tensor) else tensor.item() != 0
+
+
 def _dropout(x, p=0.5, training=True, inplace=False):
     return torch.native_dropout(x, p, True)[0] if training and p > 0 else x
 
@@ -615,7 +647,7 @@ class measure(transformers.TrainerCallback):
         _here.measurement = weakref.ref(self)
         self.trainable, self.total = _count(self.model)
         device = next(self.model.parameters()).device
-        self.ledger = _Ledger(device, BLOCK if device.type == "cuda" else 1)
+        self.ledger = _Ledger(device)
         self.open.callback(self.ledger.close)
         watch = self.open.enter_context(_Watch(self.model, self.ledger))
         self.open.callback(register_optimizer_step_pre_hook(watch.before_step).remove)
@@ -826,11 +858,12 @@ def _verdict(prediction, capacity):
 # ---- What predictions and measurements share: a ledger of live storages, and what fills it -------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class _Storage:
     size: int
     part: str
     number: int  # storages are numbered as they come
+    block: object = None  # where the allocator put it
 
 
 class _Highest(NamedTuple):
@@ -841,16 +874,76 @@ class _Highest(NamedTuple):
     count: int
 
 
+@dataclass(eq=False)
+class _Block:
+    size: int
+    place: int
+    small: bool
+    free: bool = False
+    before: "_Block | None" = None  # its neighbours in the segment
+    after: "_Block | None" = None
+
+
+class _Allocator:
+    """torch's caching allocator of CUDA, without memory: what it reserves for what is asked of it, and in which order.
+
+    It takes segments of 2 MiB for what is at most 1 MiB, of 20 MiB for less than 10 MiB, else as large as needed; gives
+    the smallest free piece that is large enough, splits off what is left, joins free neighbours, and returns nothing
+    (torch's c10/cuda/CUDACachingAllocator.cpp, with its usual settings).
+    """
+
+    MIB = 2**20
+
+    def __init__(self):
+        self.reserved, self.pieces = 0, {True: [], False: []}  # the free pieces, small and large, by size and place
+
+    def allocate(self, size):
+        size = -(-size // BLOCK) * BLOCK
+        small = size <= self.MIB
+        pieces = self.pieces[small]
+        found = bisect.bisect_left(pieces, (size, -1))
+        if found < len(pieces):
+            block = pieces.pop(found)[2]
+            block.free = False
+        else:
+            large = 20 * self.MIB if size < 10 * self.MIB else -(-size // (2 * self.MIB)) * 2 * self.MIB
+            block = _Block(2 * self.MIB if small else large, self.reserved, small)
+            self.reserved += block.size
+        if block.size - size > (0 if small else self.MIB):
+            rest = _Block(block.size - size, block.place + size, small, before=block, after=block.after)
+            if rest.after:
+                rest.after.before = rest
+            block.size, block.after = size, rest
+            self._keep(rest)
+        return block
+
+    def release(self, block):
+        for first, second in ((block, block.after), (block.before, block)):
+            if first and second and (first.free or second.free):
+                joined = second if second is not block else first
+                self.pieces[block.small].remove((joined.size, joined.place, joined))
+                first.size, first.after = first.size + second.size, second.after
+                if second.after:
+                    second.after.before = first
+                block = first
+        self._keep(block)
+
+    def _keep(self, block):
+        block.free = True
+        bisect.insort(self.pieces[block.small], (block.size, block.place, block))
+
+
 class _Ledger:
     """Bytes of the storages that are alive, by part; the highest of each pass in turn; the split at the highest of all.
 
     On CUDA the highest of a pass is the allocator's, and what it has beyond the live storages counts as temporaries.
     """
 
-    def __init__(self, device, block):
-        self.device, self.block = torch.device(device), block
+    def __init__(self, device, allocator=None):
+        self.device, self.allocator = torch.device(device), allocator
         self.live = {}  # a _Storage for each storage's address
         self.bytes, self.parts, self.count = 0, Counter(), 0  # alive now; their parts; storages that have come
+        self.events = None  # a list of storages that come, of tuples of one that goes, and of phases that begin
         self.highest = _Highest(0, Counter(), 0)
         self.timeline, self.step = [], 1
         self.lock = threading.RLock()  # other threads may free what this one made
@@ -863,10 +956,15 @@ class _Ledger:
     def enter(self, phase):
         """A new point of the timeline; but between two steps the next forward pass has begun already."""
         self._read_allocator()
+        self._happened(phase)
         last = self.timeline[-1] if self.timeline else {}
         if phase != "forward" or (last.get("phase"), last.get("step")) != ("forward", self.step):
             self.timeline.append({"step": self.step, "phase": phase, "bytes": 0})
         self._note(0 if self.on_cuda else self.bytes)
+
+    def _happened(self, event):
+        if self.events is not None:
+            self.events.append(event)
 
     def add(self, tensor, part, rename=False):
         """Counts the tensor's storage, if it is new; with `rename` a known one gets this part from its beginning on."""
@@ -876,20 +974,20 @@ class _Ledger:
         address = storage._cdata
         with self.lock:
             known = self.live.get(address)
-            if known is None:
-                self._count(storage, address, part)
-            elif rename and known.part != part:
+            if known is None and storage.nbytes():
+                self._take(address, storage.nbytes(), part)
+                weakref.finalize(storage, self._drop, address).atexit = False
+            elif known and rename and known.part != part:
                 self._rename(known, part)
 
-    def _count(self, storage, address, part):
-        size = -(-storage.nbytes() // self.block) * self.block
-        if size == 0:
-            return
+    def _take(self, address, size, part):
+        block = self.allocator.allocate(size) if self.allocator else None
+        size = block.size if block else size
         self.count += 1
-        self.live[address] = _Storage(size, part, self.count)
+        self.live[address] = storage = _Storage(size, part, self.count, block)
+        self._happened(storage)
         self.parts[part] += size
         self.bytes += size
-        weakref.finalize(storage, self._drop, address).atexit = False
         if not self.on_cuda:
             self._note(self.bytes)
         if self.bytes > self.highest.bytes:
@@ -909,6 +1007,30 @@ class _Ledger:
             storage = self.live.pop(address)
             self.parts[storage.part] -= storage.size
             self.bytes -= storage.size
+            self._happened((storage,))
+            if self.allocator:
+                self.allocator.release(storage.block)
+
+    def repeat(self, passes):
+        """The passes of an earlier step once more in this one, beside what the optimizer keeps by now.
+
+        Its gradients are gone by then. What else is left of it, such as kept outputs, goes when a forward pass ends.
+        """
+        came = {event for event in passes if isinstance(event, _Storage)}
+        left = {storage: address for address, storage in self.live.items() if storage in came}
+        for storage in [storage for storage in left if storage.part == "gradients"]:
+            self._drop(left[storage])
+        for event in passes:
+            if isinstance(event, str):
+                self.enter(event)
+                for address in [a for s, a in left.items() if event == "backward" and self.live.get(a) is s]:
+                    self._drop(address)
+            elif isinstance(event, _Storage):
+                self._take(event, event.size, event.part)
+            elif event[0] in came:
+                self._drop(event[0])
+        for storage, address in left.items():
+            self.live[address] = self.live.pop(storage)
 
     def _note(self, size):
         self.timeline[-1]["bytes"] = max(self.timeline[-1]["bytes"], size)
@@ -918,16 +1040,6 @@ class _Ledger:
         if self.on_cuda and self.timeline:
             self._note(torch.cuda.max_memory_allocated(self.device))
             torch.cuda.reset_peak_memory_stats(self.device)
-
-    def repeat(self, timeline, highest):
-        """The passes of an earlier step once more in this one, beside what the optimizer keeps by now."""
-        kept = self.parts["optimizer"]
-        first, *others = ({"step": self.step, "phase": p["phase"], "bytes": p["bytes"] + kept} for p in timeline)
-        self._note(first["bytes"])
-        self.timeline += others
-        if highest.bytes + kept > self.highest.bytes:
-            parts = highest.parts + Counter(optimizer=kept)
-            self.highest = _Highest(highest.bytes + kept, parts, highest.count)
 
     def close(self):
         if self.on_cuda:
@@ -972,8 +1084,10 @@ class _Watch:
             self._keep_gradient(parameter)
             if parameter.requires_grad:
                 self.hooks.callback(parameter.register_post_accumulate_grad_hook(self._keep_gradient).remove)
-        for buffer in self.model.buffers():
-            self.ledger.add(buffer, "weights", rename=True)
+        kept = (v for m in self.model.modules() for k, v in vars(m).items() if k not in ("_parameters", "_modules"))
+        for tensor in tree_iter(list(kept)):  # buffers, and what is in a list or a dictionary
+            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is None:
+                self.ledger.add(tensor, "weights", rename=True)
         four_bit = _four_bit(self.model)
         for module in four_bit:
             for constant in _constants(module.weight.quant_state):
@@ -1018,7 +1132,22 @@ class _Watch:
                     self.ledger.add(value, "optimizer", rename=True)
 
 
-class _Recorder(TorchDispatchMode):
+class _Answers(TorchDispatchMode):
+    """Answers for what tensors without values cannot say: a number is 1, and of a mask all is chosen."""
+
+    ANSWERS = {
+        torch.ops.aten._local_scalar_dense.default: lambda x: 1,
+        torch.ops.aten.nonzero.default: lambda x: x.new_empty((x.numel(), x.dim()), dtype=torch.long),
+        torch.ops.aten.bincount.default: lambda x, weights=None, minlength=0: x.new_empty(minlength),
+    }
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in self.ANSWERS and _without_values(args[0]):
+            return self.ANSWERS[function](*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+class _Recorder(_Answers):
     """torch calls it for each operator of this thread, forward and backward: what that returns goes into the ledger."""
 
     def __init__(self, ledger, four_bit):
@@ -1029,7 +1158,7 @@ class _Recorder(TorchDispatchMode):
         if function is self.gemm_4bit:
             with self:  # this operator hides a temporary as large as the weight
                 return _gemm_4bit(*args, **(kwargs or {}))
-        out = function(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(function, types, args, kwargs)
         if self.ledger.timeline[-1]["phase"] == "step":
             part = "temporaries"
         elif _current_graph_task_id() == -1:  # not in a backward pass
