@@ -90,10 +90,15 @@ class Prediction:
     assumes: tuple = ()
     settings: dict = field(default_factory=dict, repr=False)
     reserved: int = 0
+    logits: str | None = None  # of an evaluation
 
     @property
     def peak_gib(self):
         return self.peak / GIB
+
+    @property
+    def reserved_gib(self):
+        return (self.reserved or self.peak) / GIB
 
     def __repr__(self):
         return _table(f"predicted for {self.device}", self)
@@ -102,7 +107,8 @@ class Prediction:
 def predict(
     model, *, batch, length, peft=None, quantization_config=None, task=None, dtype=None, optim="adamw_torch_fused",
     activation_checkpointing=False, gradient_accumulation_steps=1, autocast=None, padding=True, target_length=None,
-    attn_implementation=None, outputs_kept=False, device="cuda",
+    attn_implementation=None, prepare_kbit=True, adapter_dtype=None, outputs_kept=False, eval_batch=None, eval_rows=None,
+    device="cuda",
 ):  # fmt: skip
     """The peak memory of training a model, and where it goes, from its configuration alone: no weights, no GPU.
 
@@ -129,13 +135,15 @@ def predict(
         model=model, batch=batch, length=length, peft=peft, quantization_config=quantization_config, task=task,
         dtype=dtype, optim=optim, activation_checkpointing=activation_checkpointing,
         gradient_accumulation_steps=gradient_accumulation_steps, autocast=autocast, padding=padding,
-        target_length=target_length, attn_implementation=attn_implementation, outputs_kept=outputs_kept, device=device,
+        target_length=target_length, attn_implementation=attn_implementation, prepare_kbit=prepare_kbit,
+        adapter_dtype=adapter_dtype, outputs_kept=outputs_kept, eval_batch=eval_batch, eval_rows=eval_rows,
+        device=device,
     )  # fmt: skip
     _check_settings(settings)
     config = _training_configuration(model, outputs_kept)
     task = _task(config, task, peft)
     dtype, autocast = _dtype(dtype or config.dtype or "float32"), _dtype(autocast)
-    network = _build(config, task, dtype, attn_implementation, peft, quantization_config)
+    network = _build(config, task, dtype, attn_implementation, peft, quantization_config, prepare_kbit, adapter_dtype)
     _check_length(network, config, max(length, target_length or 0), peft)
     operators = _Operators(device, autocast)
     if activation_checkpointing:
@@ -145,6 +153,7 @@ def predict(
     with shapes, torch.device(kind):
         _fill(network, dtype)
         inputs = _inputs(config, task, batch, length, target_length or length, padding)
+        evaluated = _inputs(config, task, eval_batch, length, target_length or length, padding) if eval_batch else {}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZER_MAKERS[optim](trained, network, device == "cuda")
     ledger = _Ledger(kind, _Allocator() if device == "cuda" else None)
@@ -156,18 +165,19 @@ def predict(
             _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch, outputs_kept)
         except (NotImplementedError, RuntimeError) as error:
             raise (_unpredictable(peft, error) if peft is not None else error) from error
+        logits = _evaluate(network, evaluated, eval_rows or 0, operators) if eval_batch else None
     ledger.close()
     return Prediction(
         ledger.peak, ledger.split, ledger.phase, ledger.phases, ledger.timeline, *_count(network), device,
-        _assumptions(task, dtype, autocast, padding, quantization_config, device), settings,
-        ledger.allocator.reserved if ledger.allocator else ledger.peak,
+        _assumptions(task, dtype, autocast, padding, quantization_config, prepare_kbit, device == "cuda"), settings,
+        ledger.allocator.reserved if ledger.allocator else ledger.peak, logits,
     )  # fmt: skip
 
 
 def _check_settings(settings):
-    for name in ("batch", "length", "gradient_accumulation_steps", "target_length"):
+    for name in ("batch", "length", "gradient_accumulation_steps", "target_length", "eval_batch", "eval_rows"):
         value = settings[name]
-        if value is None and name == "target_length":
+        if value is None and name in ("target_length", "eval_batch", "eval_rows"):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; pass a whole number of at least 1.")
@@ -179,14 +189,14 @@ def _check_settings(settings):
         raise ValueError("4-bit weights cannot be trained: pass peft=LoraConfig(...) beside quantization_config.")
 
 
-def _assumptions(task, dtype, autocast, padding, quantization_config, device):
+def _assumptions(task, dtype, autocast, padding, quantization_config, prepared, cuda):
     name = str(dtype).removeprefix("torch.")
     return (
         f"task {task}, weights in {name}, {'autocast ' + str(autocast)[6:] if autocast else 'no autocast'}",
         "rows are padded: an attention mask is built" if padding else "no row is padded: no attention mask is built",
         "use_cache=False, as the Trainer sets it; gradients set to None after each step; checkpointing not reentrant",
-        *(["prepare_model_for_kbit_training was called: fp32 but for 4 bit"] * (quantization_config is not None)),
-        *(["CUDA's choice of operators is imitated and not yet checked on a GPU"] * (device == "cuda")),
+        *([f"prepare_model_for_kbit_training was {'' if prepared else 'not '}called"] * (quantization_config is not None)),
+        *(["CUDA's operators and allocator are imitated; held against published runs, not run on a GPU here"] * cuda),
         *(["no gradient scaler"] * (str(autocast) == "torch.float16")),
     )  # fmt: skip
 
@@ -258,7 +268,7 @@ def _dtype(value):
     return dtype
 
 
-def _build(config, task, dtype, attn_implementation, peft, quantization_config):
+def _build(config, task, dtype, attn_implementation, peft, quantization_config, prepare_kbit=True, adapter_dtype=None):
     """The model as `from_pretrained` and peft would give it, with shapes and no values."""
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     config.dtype = None  # transformers would make it torch's default dtype, for all threads; so it is set afterwards
@@ -268,9 +278,13 @@ def _build(config, task, dtype, attn_implementation, peft, quantization_config):
             parameter.data = parameter.data.to(dtype)
         if quantization_config is not None:
             _quantize(network, quantization_config)
-            network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
+            if prepare_kbit:
+                network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
         if peft is not None:
             network = _attach(network, copy.deepcopy(peft))
+            for parameter in network.parameters() if adapter_dtype else ():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(_dtype(adapter_dtype))
     trained = [name for name, p in network.named_parameters() if type(p).__name__ == "Params4bit" and p.requires_grad]
     if trained:
         layers = sorted({name.split(".")[-4 if ".modules_to_save." in name else -2] for name in trained})
@@ -304,8 +318,8 @@ def _attach(network, config):
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     if config.is_prompt_learning and model_class is PeftModel:
         raise ValueError(f'{type(config).__name__} needs its task: pass task_type="CAUSAL_LM", "SEQ_CLS" ... to it.')
-    if getattr(config, "mask_type", None):  # SHiRA counts the ones of a mask
-        config.mask_fn = _first_ones
+    if type(config).__name__ == "ShiraConfig":
+        raise _unpredictable(config, "its mask has as many ones as the values say, and its weights are sparse")
     try:
         with _Answers():
             return model_class(network, config)
@@ -320,17 +334,10 @@ def _attach(network, config):
         ) from error
 
 
-def _first_ones(layer, r, **_):
-    mask = torch.zeros(layer.weight.numel(), device="cpu")
-    mask[: r * sum(layer.weight.shape)] = 1
-    return mask.view(layer.weight.shape)
-
-
 def _unpredictable(peft, error):
-    name, reason = type(peft).__name__, str(error).partition("\n")[0][:160]
     return ValueError(
-        f"{name} cannot be predicted: what it makes depends on the values of the weights, and a prediction has shapes "
-        f"only ({type(error).__name__}: {reason}). Measure a step with memory.measure instead."
+        f"{type(peft).__name__} cannot be predicted: a prediction has shapes and no values, and this method needs "
+        f"values ({str(error).partition(chr(10))[0][:160]}). Measure a step with memory.measure instead."
     )
 
 
@@ -422,10 +429,14 @@ class _FusedAdamW(AdamW):
         return found
 
 
-def _adamw_8bit(parameters, network):
-    from bitsandbytes.optim import AdamW8bit
+def _bitsandbytes(parameters, network, bits, paged=False):
+    """bitsandbytes' AdamW; of a paged one the large states lie outside torch's allocator, on the GPU while there is room."""
+    from bitsandbytes.optim import AdamW8bit, AdamW32bit
 
-    optimizer = AdamW8bit(parameters, lr=1e-4)
+    optimizer = {8: AdamW8bit, 32: AdamW32bit}[bits](parameters, lr=1e-4)
+    small = optimizer.get_state_buffer
+    if paged:
+        optimizer.get_state_buffer = lambda p, dtype: small(p if p.numel() < 1e5 else p.new_empty(0), dtype)
     embeddings = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
     usual = optimizer.get_config
 
@@ -441,7 +452,9 @@ def _adamw_8bit(parameters, network):
 OPTIMIZER_MAKERS = {  # name: function of the trained parameters, the model and whether a GPU is asked about
     "adamw_torch_fused": lambda parameters, network, cuda: _FusedAdamW(parameters, lr=1e-4, fused=True),
     "adamw_torch": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, foreach=cuda),  # torch's own choices
-    "adamw_8bit": lambda parameters, network, cuda: _adamw_8bit(parameters, network),
+    "adamw_8bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 8),
+    "paged_adamw_8bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 8, paged=True),
+    "paged_adamw_32bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 32, paged=True),
     "adafactor": lambda parameters, network, cuda: Adafactor(
         parameters, lr=1e-4, scale_parameter=False, relative_step=False
     ),
@@ -486,6 +499,21 @@ def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, w
         if step == 0:
             ledger.repeat(passes)
     optimizer.zero_grad()
+
+
+def _evaluate(network, inputs, rows, operators):
+    """The forward pass of an evaluation; for `rows` the logits are kept, and joined with a batch's as the Trainer does.
+
+    Returns their size in words.
+    """
+    network.eval()
+    with torch.no_grad(), operators.mixed_precision():
+        outputs = network(**inputs)
+        logits = outputs.logits.float() if operators.autocast else outputs.logits
+        kept = logits.new_empty((max(rows - len(logits), 0), *logits.shape[1:]))
+        torch.cat([kept, logits])
+    shape = " x ".join(f"{size:,}" for size in (max(rows, len(logits)), *logits.shape[1:]))
+    return f"logits {shape} in {str(logits.dtype)[6:]}" + ", twice while they are joined" * bool(rows)
 
 
 def _without_values(tensor):
@@ -1139,12 +1167,22 @@ class _Answers(TorchDispatchMode):
         torch.ops.aten._local_scalar_dense.default: lambda x: 1,
         torch.ops.aten.nonzero.default: lambda x: x.new_empty((x.numel(), x.dim()), dtype=torch.long),
         torch.ops.aten.bincount.default: lambda x, weights=None, minlength=0: x.new_empty(minlength),
+        torch.ops.aten.index.Tensor: lambda x, indices: torch.ops.aten.index.Tensor(x, [*_all_of(indices)]),
     }
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function in self.ANSWERS and _without_values(args[0]):
             return self.ANSWERS[function](*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
+
+
+def _all_of(indices):
+    """Indices with numbers in the place of masks."""
+    for index in indices:
+        if index is not None and index.dtype is torch.bool:
+            yield from [index.new_empty(index.numel(), dtype=torch.long)] * index.dim()
+        else:
+            yield index
 
 
 class _Recorder(_Answers):
