@@ -22,7 +22,7 @@ import threading
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import transformers
@@ -51,9 +51,17 @@ PARTS = (
 )
 GIB = 2**30
 BLOCK = 512  # CUDA's allocator gives memory in blocks of this many bytes
+WORKSPACE = (2 * 4096 + 8 * 16) * 2**10  # what cuBLAS takes of the allocator; 32 MiB on H100 (torch's CUDA notes)
 STEPS = 2  # the first step makes the optimizer's state, the second one trains beside it
-OUTSIDE_GIB = 0.75  # what CUDA takes beside the allocator: its context, cuBLAS workspaces. Not calibrated yet
-SLACK = 0.08  # of the peak: memory that the allocator holds in pieces too small to use. Not calibrated yet
+OUTSIDE_GIB = 0.5  # what CUDA takes beside the allocator; seen: 0.13 (T4), 0.44 (4090), 0.50 (L40), 0.74 (GH200)
+SLACK = 0.04  # of what is reserved: so much more some published runs took (data/results/published/comparison.json)
+CARDS = {  # GiB that torch reports: the least total in published out-of-memory messages (torch.mps' limit for Apple)
+    "RTX 4060 (8 GB)": 7.6, "RTX 3060 (12 GB)": 11.6, "T4 (16 GB)": 14.56, "RTX 4080 (16 GB)": 15.6,
+    "L4 (24 GB)": 22.03, "A10G (24 GB)": 22.05, "RTX 3090 (24 GB)": 23.55, "RTX 4090 (24 GB)": 23.52,
+    "RTX 5090 (32 GB)": 31.3, "Apple (48 GB)": 37.44, "A100 (40 GB)": 39.25, "L40S (48 GB)": 44.34,
+    "A100 (80 GB)": 79.14, "H100 (80 GB)": 79.14, "H200 (141 GB)": 139.72, "B200 (180 GB)": 178.35,
+    "MI300X (192 GB)": 191.5,
+}  # fmt: skip
 SHORTEST = 64  # tokens; shorter rows are not proposed
 TASKS = {  # peft's names of the tasks (it has none for masked language models), the models that do them, their class
     "SEQ_CLS": ("ForSequenceClassification", "SEQUENCE_CLASSIFICATION", "SequenceClassification"),
@@ -107,8 +115,8 @@ class Prediction:
 def predict(
     model, *, batch, length, peft=None, quantization_config=None, task=None, dtype=None, optim="adamw_torch_fused",
     activation_checkpointing=False, gradient_accumulation_steps=1, autocast=None, padding=True, target_length=None,
-    attn_implementation=None, prepare_kbit=True, adapter_dtype=None, outputs_kept=False, eval_batch=None, eval_rows=None,
-    device="cuda",
+    attn_implementation=None, prepare_kbit=True, adapter_dtype=None, outputs_kept=False, eval_batch=None,
+    eval_rows=None, device="cuda",
 ):  # fmt: skip
     """The peak memory of training a model, and where it goes, from its configuration alone: no weights, no GPU.
 
@@ -117,9 +125,12 @@ def predict(
     are rows and tokens of one forward pass, `target_length` the tokens of the labels of an encoder-decoder. `dtype` is
     that of the weights (the configuration's, or fp32), `autocast` that of mixed precision: two different things.
     `task` is one of `TASKS` (if not given: peft's, the architecture's or the usual one); `padding=False`: no row is
-    padded, so no attention mask is needed. `optim`, `activation_checkpointing`
-    and `gradient_accumulation_steps` are as in `TrainingArguments`. `device` says whose operators to take: "cuda" or
-    "cpu". `ValueError` for what cannot be built or trained.
+    padded, so no attention mask is needed. `optim`, `activation_checkpointing` and `gradient_accumulation_steps` are as
+    in `TrainingArguments`. `prepare_kbit=False`: a 4-bit model keeps the rest in `dtype`, as TRL has it;
+    `adapter_dtype` is that of what is trained (peft's usual: fp32). `outputs_kept`: the loop holds the model's outputs,
+    and its cache, until the next forward pass has ended, as `outputs = model(...)` in a loop by hand does and the
+    `Trainer` does not. `eval_batch`: an evaluation with so many rows follows; `eval_rows`: with `compute_metrics`,
+    which keeps the logits of so many. `device` says whose operators to take: "cuda" or "cpu". `ValueError` for what cannot be built or trained.
 
     Other threads may train meanwhile; predictions take turns.
 
@@ -131,14 +142,7 @@ def predict(
 
     Taught in notebooks/03_full_fine_tuning.ipynb, "Round 1: the memory sum".
     """
-    settings = dict(
-        model=model, batch=batch, length=length, peft=peft, quantization_config=quantization_config, task=task,
-        dtype=dtype, optim=optim, activation_checkpointing=activation_checkpointing,
-        gradient_accumulation_steps=gradient_accumulation_steps, autocast=autocast, padding=padding,
-        target_length=target_length, attn_implementation=attn_implementation, prepare_kbit=prepare_kbit,
-        adapter_dtype=adapter_dtype, outputs_kept=outputs_kept, eval_batch=eval_batch, eval_rows=eval_rows,
-        device=device,
-    )  # fmt: skip
+    settings = dict(locals())
     _check_settings(settings)
     config = _training_configuration(model, outputs_kept)
     task = _task(config, task, peft)
@@ -159,6 +163,9 @@ def predict(
     ledger = _Ledger(kind, _Allocator() if device == "cuda" else None)
     watch = _Watch(network, ledger)
     with _masks_without_values(config.is_encoder_decoder), shapes, operators, watch:
+        if device == "cuda":
+            workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=kind)
+            ledger.add(workspace, "temporaries")
         for tensor in inputs.values():
             ledger.add(tensor, "activations")
         try:
@@ -195,7 +202,7 @@ def _assumptions(task, dtype, autocast, padding, quantization_config, prepared, 
         f"task {task}, weights in {name}, {'autocast ' + str(autocast)[6:] if autocast else 'no autocast'}",
         "rows are padded: an attention mask is built" if padding else "no row is padded: no attention mask is built",
         "use_cache=False, as the Trainer sets it; gradients set to None after each step; checkpointing not reentrant",
-        *([f"prepare_model_for_kbit_training was {'' if prepared else 'not '}called"] * (quantization_config is not None)),
+        *([f"prepare_model_for_kbit_training called: {prepared}"] * (quantization_config is not None)),
         *(["CUDA's operators and allocator are imitated; held against published runs, not run on a GPU here"] * cuda),
         *(["no gradient scaler"] * (str(autocast) == "torch.float16")),
     )  # fmt: skip
@@ -430,7 +437,7 @@ class _FusedAdamW(AdamW):
 
 
 def _bitsandbytes(parameters, network, bits, paged=False):
-    """bitsandbytes' AdamW; of a paged one the large states lie outside torch's allocator, on the GPU while there is room."""
+    """bitsandbytes' AdamW; a paged one has large states outside torch's allocator, on the GPU while there is room."""
     from bitsandbytes.optim import AdamW8bit, AdamW32bit
 
     optimizer = {8: AdamW8bit, 32: AdamW32bit}[bits](parameters, lr=1e-4)
@@ -749,13 +756,13 @@ class Fit:
 
 
 def fits(prediction, device, suggest=True):
-    """Whether a predicted training fits into a device ("cuda", a torch.device) or into so many GiB: yes, no or tight.
+    """Whether a predicted training fits a device ("cuda"), a card of `CARDS` ("T4") or so many GiB: yes, no or tight.
 
-    Beside the peak a GPU has to hold CUDA itself (`OUTSIDE_GIB`), and the allocator cannot use every piece (`SLACK`):
-    with both it is "yes", with CUDA alone "tight". If not yes, and with `suggest`, `smallest_change` looks for the
-    smallest change that makes it fit: smaller batches with more accumulation, then gradient checkpointing, then LoRA,
-    then QLoRA, then shorter rows. That takes as long as predictions take. `ValueError` when there is no such device,
-    or no size above 0.
+    "yes": there is room for what the allocator will reserve, `SLACK` more, and CUDA itself (`OUTSIDE_GIB`). "tight":
+    only for the tensors and CUDA itself, so the allocator has to give back and ask again. If not yes, and with
+    `suggest`, `smallest_change` looks for the smallest change that makes it fit: smaller batches with more
+    accumulation, then gradient checkpointing, then LoRA, then QLoRA, then shorter rows. That takes as long as
+    predictions take; `ladder` shows all steps. `ValueError` when there is no such device, or no size above 0.
 
     >>> from transformers import BertConfig
     >>> small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
@@ -768,8 +775,12 @@ def fits(prediction, device, suggest=True):
     answer, margin = _verdict(prediction, capacity)
     parts = sorted(prediction.split.items(), key=lambda part: -part[1])[:2]
     largest = " and ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
-    outside = f" and about {OUTSIDE_GIB} for CUDA itself" if prediction.device == "cuda" else ""
+    outside = ""
+    if prediction.device == "cuda":
+        outside = f", {prediction.reserved_gib:.1f} reserved, and about {OUTSIDE_GIB} for CUDA itself"
     why = f"peak {prediction.peak_gib:.1f} GiB ({largest}){outside}, of {capacity:.1f} GiB."
+    if prediction.phase == "evaluation" and prediction.logits:
+        why += f" The peak is the evaluation: {prediction.logits}."
     settings = prediction.settings
     if answer == "yes" or not suggest or not settings:
         return Fit(answer, margin, why)
@@ -779,6 +790,43 @@ def fits(prediction, device, suggest=True):
         checkpointing=None if settings["activation_checkpointing"] else {"activation_checkpointing": True},
     )  # fmt: skip
     return Fit(answer, margin, why, change, changed, tuple(tried))
+
+
+def ladder(prediction, device):
+    """The steps against "out of memory", from the one that costs least on, each on top of those before, as rows.
+
+    Batch 1 with more accumulation; gradient checkpointing (about a third more time); an 8-bit paged optimizer; LoRA; a
+    4-bit base without the upcast to fp32; half the tokens. A row has `step`, `peak_gib`, `saved_gib`, `answer` and
+    `change`; a step that is there already or not possible is left out. `ValueError` as `fits` has it.
+
+    >>> from transformers import BertConfig
+    >>> small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    >>> [row["step"] for row in ladder(predict(small, batch=8, length=128), "T4")][:3]
+    ['as it is', 'batch 1, accumulation 8', 'gradient checkpointing']
+    """
+    capacity, settings, rows = _capacity_gib(device), dict(prediction.settings), []
+    rows_a_step = settings["batch"] * settings["gradient_accumulation_steps"]
+    steps = {
+        "as it is": {},
+        f"batch 1, accumulation {rows_a_step}": {"batch": 1, "gradient_accumulation_steps": rows_a_step},
+        "gradient checkpointing": {"activation_checkpointing": True},
+        "8-bit paged AdamW": {"optim": "paged_adamw_8bit"},
+    }
+    for method in _lighter_methods(settings):
+        steps["4-bit base" if "quantization_config" in method else "LoRA"] = method | {"prepare_kbit": False}
+    steps[f"{settings['length'] // 2} tokens"] = {"length": settings["length"] // 2}
+    for step, change in steps.items():
+        if rows and all(settings.get(name) == value for name, value in change.items()):
+            continue
+        try:
+            found = predict(**settings | change)
+        except ValueError:
+            continue
+        settings |= change
+        saved = rows[-1]["peak_gib"] - found.peak_gib if rows else 0.0
+        answer, _ = _verdict(found, capacity)
+        rows.append(dict(step=step, peak_gib=found.peak_gib, saved_gib=saved, answer=answer, change=change))
+    return rows
 
 
 def smallest_change(predict, capacity_gib, *, batch, length, accumulation=1, checkpointing=None, methods=()):
@@ -864,6 +912,9 @@ def _lighter_methods(settings):
 
 def _capacity_gib(device):
     name = str(device)
+    for card, size in CARDS.items():
+        if name in (card, card.partition(" (")[0]):
+            return size
     if isinstance(device, (int, float)) and device > 0:
         return float(device)
     if name.startswith("cuda") and torch.cuda.is_available():
@@ -872,15 +923,18 @@ def _capacity_gib(device):
         import psutil
 
         return psutil.virtual_memory().total / GIB
-    raise ValueError(f"{device!r} is no size above 0 and no device of this machine that has one; pass GiB, such as 24.")
+    raise ValueError(
+        f"{device!r} is no size above 0 and no device of this machine that has one; pass GiB, such as 24, "
+        f"or one of {', '.join(CARDS)}."
+    )
 
 
 def _verdict(prediction, capacity):
-    needed = prediction.peak_gib + (OUTSIDE_GIB if prediction.device == "cuda" else 0)
-    margin = capacity - needed
+    outside = OUTSIDE_GIB if prediction.device == "cuda" else 0
+    margin = capacity - prediction.peak_gib - outside
     if margin < 0:
         return "no", margin
-    return ("yes" if margin >= SLACK * prediction.peak_gib else "tight"), margin
+    return ("yes" if prediction.reserved_gib * (1 + SLACK) + outside <= capacity else "tight"), margin
 
 
 # ---- What predictions and measurements share: a ledger of live storages, and what fills it -------------------------
@@ -1163,7 +1217,7 @@ class _Watch:
 class _Answers(TorchDispatchMode):
     """Answers for what tensors without values cannot say: a number is 1, and of a mask all is chosen."""
 
-    ANSWERS = {
+    ANSWERS: ClassVar = {
         torch.ops.aten._local_scalar_dense.default: lambda x: 1,
         torch.ops.aten.nonzero.default: lambda x: x.new_empty((x.numel(), x.dim()), dtype=torch.long),
         torch.ops.aten.bincount.default: lambda x, weights=None, minlength=0: x.new_empty(minlength),

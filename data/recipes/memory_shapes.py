@@ -1,10 +1,10 @@
-"""The shapes of models that people fine-tune, from their published configurations (config.json on the Hub): no weights.
+"""The shapes of models that people fine-tune, from their published configurations (config.json on the Hub).
 
-python data/recipes/memory_shapes.py            # predicts the table of recipes on these shapes; resumes where it stopped
+python data/recipes/memory_shapes.py            # predicts the table of recipes on them; resumes where it stopped
 python data/recipes/memory_shapes.py --list     # only says what would be predicted
 
-The table is data/results/memory/recipes.json: LoRA in bf16 and QLoRA with and without the upcast to fp32, at batch 1 and
-512 tokens with gradient checkpointing, against the memory that cards have (`memory.CARDS`).
+The table is data/results/memory/recipes.json: LoRA in bf16 and QLoRA with and without the upcast to fp32, at batch 1
+and 512 tokens with gradient checkpointing, against the memory that cards have (`memory.CARDS`).
 """
 
 import json
@@ -51,7 +51,7 @@ RENAMED = {"Mistral-7B-Instruct-v0.3": "Mistral-7B-v0.3"}
 
 
 def shape(name):
-    """The configuration of a model by its name on the Hub, the tuned one of it too; `KeyError` if it is not in SHAPES."""
+    """The configuration of a model by its name on the Hub, also of its tuned one; `KeyError` if SHAPES lacks it."""
     name = name.replace("-Coder-", "-").removesuffix("-Instruct") if name not in SHAPES else name
     for old, new in RENAMED.items():
         name = name.replace(old, new)
