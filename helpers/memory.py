@@ -130,7 +130,8 @@ def predict(
     `adapter_dtype` is that of what is trained (peft's usual: fp32). `outputs_kept`: the loop holds the model's outputs,
     and its cache, until the next forward pass has ended, as `outputs = model(...)` in a loop by hand does and the
     `Trainer` does not. `eval_batch`: an evaluation with so many rows follows; `eval_rows`: with `compute_metrics`,
-    which keeps the logits of so many. `device` says whose operators to take: "cuda" or "cpu". `ValueError` for what cannot be built or trained.
+    which keeps the logits of so many. `device` says whose operators to take: "cuda" or "cpu".
+    `ValueError` for what cannot be built or trained.
 
     Other threads may train meanwhile; predictions take turns.
 

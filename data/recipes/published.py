@@ -122,7 +122,8 @@ def summary(rows):
                 sizes = sorted(map(abs, errors))
                 found[f"{source} {figure}"] = dict(
                     runs=len(sizes), median_percent=round(statistics.median(sizes), 2),
-                    within_2_5=sum(size <= 2.5 for size in sizes), percentile_95=sizes[int(0.95 * (len(sizes) - 1))], most_below=min(errors), most_above=max(errors),
+                    within_2_5=sum(size <= 2.5 for size in sizes), percentile_95=sizes[int(0.95 * (len(sizes) - 1))],
+                    most_below=min(errors), most_above=max(errors),
                 )  # fmt: skip
     return found
 
