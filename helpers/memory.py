@@ -326,8 +326,8 @@ def _attach(network, config):
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     if config.is_prompt_learning and model_class is PeftModel:
         raise ValueError(f'{type(config).__name__} needs its task: pass task_type="CAUSAL_LM", "SEQ_CLS" ... to it.')
-    if type(config).__name__ == "ShiraConfig":
-        raise _unpredictable(config, "its mask has as many ones as the values say, and its weights are sparse")
+    if type(config).__name__ in UNPREDICTABLE:
+        raise _unpredictable(config, UNPREDICTABLE[type(config).__name__])
     try:
         with _Answers():
             return model_class(network, config)
@@ -340,6 +340,12 @@ def _attach(network, config):
             f"peft cannot add {type(config).__name__} to {type(network).__name__}: {error} "
             f'target_modules can be "all-linear" or a list of: {", ".join(sorted(layers))}.'
         ) from error
+
+
+UNPREDICTABLE = {  # peft's methods that do without an error what a GPU does not, or end in an unclear one
+    "ShiraConfig": "its mask has as many ones as the values say, and its weights are sparse",
+    "BOFTConfig": "it permutes with them, and on a GPU it compiles a kernel of its own",
+}
 
 
 def _unpredictable(peft, error):

@@ -677,6 +677,7 @@ def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
         (dict(optim="adamw_torch_fusd"), "cannot be predicted: adamw_torch_fused, "),
         (dict(eval_batch=0), "eval_batch is 0"),
         (dict(model=LLAMA, peft=peft.ShiraConfig(r=2)), "ShiraConfig cannot be predicted: .*sparse"),
+        (dict(model=LLAMA, peft=peft.BOFTConfig(boft_block_size=4)), "BOFTConfig cannot be predicted: .*kernel"),
         (dict(model=LLAMA, peft=peft.AdamssConfig(r=2, num_subspaces=2)), "AdamssConfig cannot be predicted"),
         (dict(dtype="float31"), '"float31" is none of torch'),
         (dict(dtype=torch.int8), "none of torch's for weights"),
