@@ -20,7 +20,9 @@ from pathlib import Path
 import memory_shapes
 import peft
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import AttentionInterface, AttentionMaskInterface, BitsAndBytesConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from helpers import env, memory
 
@@ -53,12 +55,23 @@ def of_peft(run):
     )  # fmt: skip
 
 
+def expanded(module, query, key, value, attention_mask, **more):
+    """SDPA with as many heads of keys as of queries, as fitcheck makes them for a kernel that knows no shared heads."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+
+
+AttentionInterface.register("expanded", expanded)
+AttentionMaskInterface.register("expanded", sdpa_mask)
+
+
 def of_fitcheck(run):
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=run["r"], target_modules=ATTENTION)
     return dict(
         model=memory_shapes.shape(run["model"]), batch=run["batch"], length=run["length"], dtype="float16", peft=lora,
         quantization_config=nf4(torch.float16, double=False), optim="adamw_torch", activation_checkpointing=True,
-        padding=False, outputs_kept=True, attn_implementation=run["attention"],
+        padding=False, outputs_kept=True, attn_implementation="expanded" if run["attention"] == "sdpa" else "eager",
     )  # fmt: skip
 
 
