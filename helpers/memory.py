@@ -7,7 +7,9 @@
 A prediction needs no weights and no GPU. It builds the model with shapes only (torch's fake tensors), runs the passes
 of one step and two steps of the optimizer, and adds up the storages that are alive; the passes of the second step are
 those of the first, beside the optimizer's state. No formula estimates a size: all are of tensors that the libraries
-make. A measurement on a CPU is the same sum over real tensors; on CUDA the peak is the allocator's.
+make, and for CUDA a caching allocator without memory says what it would reserve for them. A measurement on a CPU is the
+same sum over real tensors; on CUDA the peak is the allocator's. How near predictions come to what others measured on
+GPUs is in data/results/published/comparison.json.
 
 From top to bottom: predict; the model without values; its optimizers (a new one goes there); its training; measure;
 fits; the ledger, which predictions and measurements share; texts.
@@ -81,7 +83,8 @@ class Prediction:
     """What a training step will hold at its peak; all sizes in bytes. Shows as a short table.
 
     `split` has the parts at the peak, `phases` the highest point of the forward pass, the backward pass and the
-    optimizer's step, `timeline` the same for each pass in turn, `assumes` what a real run may do differently.
+    optimizer's step, `timeline` the same for each pass in turn, `assumes` what a real run may do differently. `reserved`
+    is what CUDA's allocator takes for it, `logits` what an evaluation keeps, in words.
 
     >>> Prediction(peak=3 * 2**30, split={"weights": 2**30, "gradients": 2**31}, phase="step").peak_gib
     3.0
@@ -1294,6 +1297,8 @@ def _table(title, memory):
     if memory.total:
         share = memory.trainable / memory.total
         lines.append(f"  trainable: {memory.trainable:,} of {memory.total:,} parameters ({share:.2%})")
+    if getattr(memory, "reserved", 0) > memory.peak:
+        lines.append(f"  reserved by the allocator: {_size(memory.reserved)}")
     lines += [f"  - {sentence}" for sentence in getattr(memory, "assumes", ())]
     return "\n".join(lines)
 
