@@ -83,8 +83,8 @@ class Prediction:
     """What a training step will hold at its peak; all sizes in bytes. Shows as a short table.
 
     `split` has the parts at the peak, `phases` the highest point of the forward pass, the backward pass and the
-    optimizer's step, `timeline` the same for each pass in turn, `assumes` what a real run may do differently. `reserved`
-    is what CUDA's allocator takes for it, `logits` what an evaluation keeps, in words.
+    optimizer's step, `timeline` the same for each pass in turn, `assumes` what a real run may do differently.
+    `reserved` is what CUDA's allocator takes for it, `logits` what an evaluation keeps, in words.
 
     >>> Prediction(peak=3 * 2**30, split={"weights": 2**30, "gradients": 2**31}, phase="step").peak_gib
     3.0
