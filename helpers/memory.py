@@ -504,9 +504,9 @@ def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, w
     for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
         with operators.mixed_precision():
             outputs = network(**inputs)
-        loss = outputs.loss / gradient_accumulation_steps
+        loss = outputs.loss
         outputs = outputs if outputs_kept else None
-        loss.backward()
+        (loss / gradient_accumulation_steps).backward()
         del loss
     ledger.events = None
     for step in range(STEPS):
