@@ -7,12 +7,15 @@
 A prediction needs no weights and no GPU. It builds the model with shapes only (torch's fake tensors), runs the passes
 of one step and two steps of the optimizer, and adds up the storages that are alive; the passes of the second step are
 those of the first, beside the optimizer's state. No formula estimates a size: all are of tensors that the libraries
-make. A measurement on a CPU is the same sum over real tensors; on CUDA the peak is the allocator's.
+make, and for CUDA a caching allocator without memory says what it would reserve for them. A measurement on a CPU is the
+same sum over real tensors; on CUDA the peak is the allocator's. How near predictions come to what others measured on
+GPUs is in data/results/published/comparison.json.
 
 From top to bottom: predict; the model without values; its optimizers (a new one goes there); its training; measure;
 fits; the ledger, which predictions and measurements share; texts.
 """
 
+import bisect
 import contextlib
 import copy
 import math
@@ -21,7 +24,7 @@ import threading
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import transformers
@@ -50,9 +53,17 @@ PARTS = (
 )
 GIB = 2**30
 BLOCK = 512  # CUDA's allocator gives memory in blocks of this many bytes
+WORKSPACE = (2 * 4096 + 8 * 16) * 2**10  # what cuBLAS takes of the allocator; 32 MiB on H100 (torch's CUDA notes)
 STEPS = 2  # the first step makes the optimizer's state, the second one trains beside it
-OUTSIDE_GIB = 0.75  # what CUDA takes beside the allocator: its context, cuBLAS workspaces. Not calibrated yet
-SLACK = 0.08  # of the peak: memory that the allocator holds in pieces too small to use. Not calibrated yet
+OUTSIDE_GIB = 0.5  # what CUDA takes beside the allocator; seen: 0.13 (T4), 0.44 (4090), 0.50 (L40), 0.74 (GH200)
+SLACK = 0.06  # of what is reserved; published runs took up to 5.5 % more (data/results/published/comparison.json)
+CARDS = {  # GiB that torch reports: the least total in published out-of-memory messages (torch.mps' limit for Apple)
+    "RTX 4060 (8 GB)": 7.6, "RTX 3060 (12 GB)": 11.6, "T4 (16 GB)": 14.56, "RTX 4080 (16 GB)": 15.6,
+    "L4 (24 GB)": 22.03, "A10G (24 GB)": 22.05, "RTX 3090 (24 GB)": 23.55, "RTX 4090 (24 GB)": 23.52,
+    "RTX 5090 (32 GB)": 31.3, "Apple (48 GB)": 37.44, "A100 (40 GB)": 39.25, "L40S (48 GB)": 44.34,
+    "A100 (80 GB)": 79.14, "H100 (80 GB)": 79.14, "H200 (141 GB)": 139.72, "B200 (180 GB)": 178.35,
+    "MI300X (192 GB)": 191.5,
+}  # fmt: skip
 SHORTEST = 64  # tokens; shorter rows are not proposed
 TASKS = {  # peft's names of the tasks (it has none for masked language models), the models that do them, their class
     "SEQ_CLS": ("ForSequenceClassification", "SEQUENCE_CLASSIFICATION", "SequenceClassification"),
@@ -73,6 +84,7 @@ class Prediction:
 
     `split` has the parts at the peak, `phases` the highest point of the forward pass, the backward pass and the
     optimizer's step, `timeline` the same for each pass in turn, `assumes` what a real run may do differently.
+    `reserved` is what CUDA's allocator takes for it, `logits` what an evaluation keeps, in words.
 
     >>> Prediction(peak=3 * 2**30, split={"weights": 2**30, "gradients": 2**31}, phase="step").peak_gib
     3.0
@@ -88,10 +100,16 @@ class Prediction:
     device: str = "cuda"
     assumes: tuple = ()
     settings: dict = field(default_factory=dict, repr=False)
+    reserved: int = 0
+    logits: str | None = None  # of an evaluation
 
     @property
     def peak_gib(self):
         return self.peak / GIB
+
+    @property
+    def reserved_gib(self):
+        return (self.reserved or self.peak) / GIB
 
     def __repr__(self):
         return _table(f"predicted for {self.device}", self)
@@ -100,7 +118,8 @@ class Prediction:
 def predict(
     model, *, batch, length, peft=None, quantization_config=None, task=None, dtype=None, optim="adamw_torch_fused",
     activation_checkpointing=False, gradient_accumulation_steps=1, autocast=None, padding=True, target_length=None,
-    attn_implementation=None, device="cuda",
+    attn_implementation=None, prepare_kbit=True, adapter_dtype=None, outputs_kept=False, eval_batch=None,
+    eval_rows=None, device="cuda",
 ):  # fmt: skip
     """The peak memory of training a model, and where it goes, from its configuration alone: no weights, no GPU.
 
@@ -109,9 +128,13 @@ def predict(
     are rows and tokens of one forward pass, `target_length` the tokens of the labels of an encoder-decoder. `dtype` is
     that of the weights (the configuration's, or fp32), `autocast` that of mixed precision: two different things.
     `task` is one of `TASKS` (if not given: peft's, the architecture's or the usual one); `padding=False`: no row is
-    padded, so no attention mask is needed. `optim`, `activation_checkpointing`
-    and `gradient_accumulation_steps` are as in `TrainingArguments`. `device` says whose operators to take: "cuda" or
-    "cpu". `ValueError` for what cannot be built or trained.
+    padded, so no attention mask is needed. `optim`, `activation_checkpointing` and `gradient_accumulation_steps` are as
+    in `TrainingArguments`. `prepare_kbit=False`: a 4-bit model keeps the rest in `dtype`, as TRL has it;
+    `adapter_dtype` is that of what is trained (peft's usual: fp32). `outputs_kept`: the loop holds the model's outputs,
+    and its cache, until the next forward pass has ended, as `outputs = model(...)` in a loop by hand does and the
+    `Trainer` does not. `eval_batch`: an evaluation with so many rows follows; `eval_rows`: with `compute_metrics`,
+    which keeps the logits of so many. `device` says whose operators to take: "cuda" or "cpu".
+    `ValueError` for what cannot be built or trained.
 
     Other threads may train meanwhile; predictions take turns.
 
@@ -123,44 +146,49 @@ def predict(
 
     Taught in notebooks/03_full_fine_tuning.ipynb, "Round 1: the memory sum".
     """
-    settings = dict(
-        model=model, batch=batch, length=length, peft=peft, quantization_config=quantization_config, task=task,
-        dtype=dtype, optim=optim, activation_checkpointing=activation_checkpointing,
-        gradient_accumulation_steps=gradient_accumulation_steps, autocast=autocast, padding=padding,
-        target_length=target_length, attn_implementation=attn_implementation, device=device,
-    )  # fmt: skip
+    settings = dict(locals())
     _check_settings(settings)
-    config = _training_configuration(model)
+    config = _training_configuration(model, outputs_kept)
     task = _task(config, task, peft)
     dtype, autocast = _dtype(dtype or config.dtype or "float32"), _dtype(autocast)
-    network = _build(config, task, dtype, attn_implementation, peft, quantization_config)
+    network = _build(config, task, dtype, attn_implementation, peft, quantization_config, prepare_kbit, adapter_dtype)
     _check_length(network, config, max(length, target_length or 0), peft)
     operators = _Operators(device, autocast)
     if activation_checkpointing:
         network.activation_checkpointing_enable(operators.checkpointing())
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
+    shapes = FakeTensorMode(allow_non_fake_inputs=True) if device == "cpu" else contextlib.nullcontext()
+    kind = "cpu" if device == "cpu" else "meta"
+    with shapes, torch.device(kind):
         _fill(network, dtype)
         inputs = _inputs(config, task, batch, length, target_length or length, padding)
+        evaluated = _inputs(config, task, eval_batch, length, target_length or length, padding) if eval_batch else {}
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZER_MAKERS[optim](trained, network, device == "cuda")
-    ledger = _Ledger("cpu", BLOCK if device == "cuda" else 1)
+    ledger = _Ledger(kind, _Allocator() if device == "cuda" else None)
     watch = _Watch(network, ledger)
-    with _masks_without_values(config.is_encoder_decoder), fake, operators, watch:
+    with _masks_without_values(config.is_encoder_decoder), shapes, operators, watch:
+        if device == "cuda":
+            workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=kind)
+            ledger.add(workspace, "temporaries")
         for tensor in inputs.values():
             ledger.add(tensor, "activations")
-        _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch)
+        try:
+            _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch, outputs_kept)
+        except (NotImplementedError, RuntimeError) as error:
+            raise (_unpredictable(peft, error) if peft is not None else error) from error
+        logits = _evaluate(network, evaluated, eval_rows or 0, operators) if eval_batch else None
     ledger.close()
     return Prediction(
         ledger.peak, ledger.split, ledger.phase, ledger.phases, ledger.timeline, *_count(network), device,
-        _assumptions(task, dtype, autocast, padding, quantization_config, device), settings,
+        _assumptions(task, dtype, autocast, padding, quantization_config, prepare_kbit, device == "cuda"), settings,
+        ledger.allocator.reserved if ledger.allocator else ledger.peak, logits,
     )  # fmt: skip
 
 
 def _check_settings(settings):
-    for name in ("batch", "length", "gradient_accumulation_steps", "target_length"):
+    for name in ("batch", "length", "gradient_accumulation_steps", "target_length", "eval_batch", "eval_rows"):
         value = settings[name]
-        if value is None and name == "target_length":
+        if value is None and name in ("target_length", "eval_batch", "eval_rows"):
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; pass a whole number of at least 1.")
@@ -172,14 +200,14 @@ def _check_settings(settings):
         raise ValueError("4-bit weights cannot be trained: pass peft=LoraConfig(...) beside quantization_config.")
 
 
-def _assumptions(task, dtype, autocast, padding, quantization_config, device):
+def _assumptions(task, dtype, autocast, padding, quantization_config, prepared, cuda):
     name = str(dtype).removeprefix("torch.")
     return (
         f"task {task}, weights in {name}, {'autocast ' + str(autocast)[6:] if autocast else 'no autocast'}",
         "rows are padded: an attention mask is built" if padding else "no row is padded: no attention mask is built",
         "use_cache=False, as the Trainer sets it; gradients set to None after each step; checkpointing not reentrant",
-        *(["prepare_model_for_kbit_training was called: fp32 but for 4 bit"] * (quantization_config is not None)),
-        *(["CUDA's choice of operators is imitated and not yet checked on a GPU"] * (device == "cuda")),
+        *([f"prepare_model_for_kbit_training called: {prepared}"] * (quantization_config is not None)),
+        *(["CUDA's operators and allocator are imitated; held against published runs, not run on a GPU here"] * cuda),
         *(["no gradient scaler"] * (str(autocast) == "torch.float16")),
     )  # fmt: skip
 
@@ -212,10 +240,10 @@ def configuration(model):
         ) from error
 
 
-def _training_configuration(model):
-    """The configuration as a training needs it: no cache of keys and values, a padding token."""
+def _training_configuration(model, use_cache=False):
+    """The configuration as a training needs it: usually no cache of keys and values; a padding token."""
     config = configuration(model)
-    config.use_cache = False
+    config.use_cache = use_cache
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # classifiers on decoders look for it; memory does not depend on which one it is
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
@@ -251,7 +279,7 @@ def _dtype(value):
     return dtype
 
 
-def _build(config, task, dtype, attn_implementation, peft, quantization_config):
+def _build(config, task, dtype, attn_implementation, peft, quantization_config, prepare_kbit=True, adapter_dtype=None):
     """The model as `from_pretrained` and peft would give it, with shapes and no values."""
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     config.dtype = None  # transformers would make it torch's default dtype, for all threads; so it is set afterwards
@@ -261,9 +289,13 @@ def _build(config, task, dtype, attn_implementation, peft, quantization_config):
             parameter.data = parameter.data.to(dtype)
         if quantization_config is not None:
             _quantize(network, quantization_config)
-            network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
+            if prepare_kbit:
+                network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
         if peft is not None:
             network = _attach(network, copy.deepcopy(peft))
+            for parameter in network.parameters() if adapter_dtype else ():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(_dtype(adapter_dtype))
     trained = [name for name, p in network.named_parameters() if type(p).__name__ == "Params4bit" and p.requires_grad]
     if trained:
         layers = sorted({name.split(".")[-4 if ".modules_to_save." in name else -2] for name in trained})
@@ -297,8 +329,13 @@ def _attach(network, config):
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     if config.is_prompt_learning and model_class is PeftModel:
         raise ValueError(f'{type(config).__name__} needs its task: pass task_type="CAUSAL_LM", "SEQ_CLS" ... to it.')
+    if type(config).__name__ in UNPREDICTABLE:
+        raise _unpredictable(config, UNPREDICTABLE[type(config).__name__])
     try:
-        return model_class(network, config)
+        with _Answers():
+            return model_class(network, config)
+    except (NotImplementedError, RuntimeError) as error:
+        raise _unpredictable(config, error) from error
     except ValueError as error:
         modules = network.named_modules()
         layers = {n.rpartition(".")[2] for n, m in modules if hasattr(m, "in_features") or type(m).__name__ == "Conv1D"}
@@ -306,6 +343,19 @@ def _attach(network, config):
             f"peft cannot add {type(config).__name__} to {type(network).__name__}: {error} "
             f'target_modules can be "all-linear" or a list of: {", ".join(sorted(layers))}.'
         ) from error
+
+
+UNPREDICTABLE = {  # peft's methods that do without an error what a GPU does not, or end in an unclear one
+    "ShiraConfig": "its mask has as many ones as the values say, and its weights are sparse",
+    "BOFTConfig": "it permutes with them, and on a GPU it compiles a kernel of its own",
+}
+
+
+def _unpredictable(peft, error):
+    return ValueError(
+        f"{type(peft).__name__} cannot be predicted: a prediction has shapes and no values, and this method needs "
+        f"values ({str(error).partition(chr(10))[0][:160]}). Measure a step with memory.measure instead."
+    )
 
 
 def _check_length(network, config, length, peft):
@@ -324,13 +374,16 @@ def _check_length(network, config, length, peft):
 
 
 def _fill(network, dtype):
-    """Shapes become fake tensors of a CPU (see `_Operators`); tied ones stay tied, 4-bit ones get their constants."""
+    """Tensors become those of the device that is set; tied ones stay tied, 4-bit ones get their constants."""
     filled, four_bit = {}, {id(module.weight): module for module in _four_bit(network)}
+    meta = torch.get_default_device().type == "meta"
 
     def fake(old):
         if id(old) in four_bit:
             return _packed(four_bit[id(old)], dtype)
-        new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+        if meta and old.is_meta:
+            return old  # it may be a view of something larger
+        new = torch.empty(old.shape, dtype=old.dtype)
         return torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
 
     for module in network.modules():
@@ -347,7 +400,7 @@ def _packed(module, dtype):
     from bitsandbytes.functional import QuantState
 
     def empty(count, dtype):
-        return torch.empty(count, dtype=dtype, device="cpu")
+        return torch.empty(count, dtype=dtype)
 
     old, shape = module.weight, (module.out_features, module.in_features)
     blocks = -(-math.prod(shape) // old.blocksize)
@@ -383,10 +436,24 @@ def _count(network):
 # ---- Its optimizer: what the Trainer makes for a name (not paged ones: their state is no tensor of torch) -----
 
 
-def _adamw_8bit(parameters, network):
-    from bitsandbytes.optim import AdamW8bit
+class _FusedAdamW(AdamW):
+    """torch's fused AdamW, also for tensors without values, which torch refuses when it makes the state."""
 
-    optimizer = AdamW8bit(parameters, lr=1e-4)
+    def _init_group(self, group, *lists):
+        group |= {"fused": False, "capturable": True}  # as for a fused one, the step is counted on the device
+        found = super()._init_group(group, *lists)
+        group |= {"fused": True, "capturable": False}
+        return found
+
+
+def _bitsandbytes(parameters, network, bits, paged=False):
+    """bitsandbytes' AdamW; a paged one has large states outside torch's allocator, on the GPU while there is room."""
+    from bitsandbytes.optim import AdamW8bit, AdamW32bit
+
+    optimizer = {8: AdamW8bit, 32: AdamW32bit}[bits](parameters, lr=1e-4)
+    small = optimizer.get_state_buffer
+    if paged:
+        optimizer.get_state_buffer = lambda p, dtype: small(p if p.numel() < 1e5 else p.new_empty(0), dtype)
     embeddings = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
     usual = optimizer.get_config
 
@@ -400,9 +467,11 @@ def _adamw_8bit(parameters, network):
 
 # A new one is a line here. `widgets`, `preflight` and `new` offer all of them.
 OPTIMIZER_MAKERS = {  # name: function of the trained parameters, the model and whether a GPU is asked about
-    "adamw_torch_fused": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, fused=True),
+    "adamw_torch_fused": lambda parameters, network, cuda: _FusedAdamW(parameters, lr=1e-4, fused=True),
     "adamw_torch": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, foreach=cuda),  # torch's own choices
-    "adamw_8bit": lambda parameters, network, cuda: _adamw_8bit(parameters, network),
+    "adamw_8bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 8),
+    "paged_adamw_8bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 8, paged=True),
+    "paged_adamw_32bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 32, paged=True),
     "adafactor": lambda parameters, network, cuda: Adafactor(
         parameters, lr=1e-4, scale_parameter=False, relative_step=False
     ),
@@ -428,22 +497,44 @@ def _inputs(config, task, batch, length, target_length, padding):
     return inputs | {"labels": labels.float() if task == "SEQ_CLS" and config.num_labels == 1 else labels}
 
 
-def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch):
-    """Forward and backward passes for one step, then two optimizer steps; `repeat` enters the passes of the second."""
-    ledger = watch.ledger
+def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch, outputs_kept):
+    """Forward and backward passes for one step, two optimizer steps; the passes of the second are the first's again."""
+    ledger, outputs = watch.ledger, None
+    ledger.events = passes = []
     for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
         with operators.mixed_precision():
-            loss = network(**inputs).loss
+            outputs = network(**inputs)
+        loss = outputs.loss
+        outputs = outputs if outputs_kept else None
         (loss / gradient_accumulation_steps).backward()
         del loss
-    timeline, highest = list(ledger.timeline), ledger.highest
-    for _ in range(STEPS):
+    ledger.events = None
+    for step in range(STEPS):
         watch.before_step(optimizer)
         optimizer.step()
         watch.after_step(optimizer)
-        if ledger.step == STEPS:
-            ledger.repeat(timeline, highest)
+        if step == 0:
+            ledger.repeat(passes)
     optimizer.zero_grad()
+
+
+def _evaluate(network, inputs, rows, operators):
+    """The forward pass of an evaluation; for `rows` the logits are kept, and joined with a batch's as the Trainer does.
+
+    Returns their size in words.
+    """
+    network.eval()
+    with torch.no_grad(), operators.mixed_precision():
+        outputs = network(**inputs)
+        logits = outputs.logits.float() if operators.autocast else outputs.logits
+        kept = logits.new_empty((max(rows - len(logits), 0), *logits.shape[1:]))
+        torch.cat([kept, logits])
+    shape = " x ".join(f"{size:,}" for size in (max(rows, len(logits)), *logits.shape[1:]))
+    return f"logits {shape} in {str(logits.dtype)[6:]}" + ", twice while they are joined" * bool(rows)
+
+
+def _without_values(tensor):
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 _turn = threading.Lock()
@@ -458,10 +549,10 @@ def _masks_without_values(encoder_decoder):
     """
 
     def find_packed(position_ids):
-        return None if isinstance(position_ids, FakeTensor) else find_packed_sequence_indices(position_ids)
+        return None if _without_values(position_ids) else find_packed_sequence_indices(position_ids)
 
     def ignore_causal_mask(padding_mask=None, *args, **kwargs):
-        no_values = encoder_decoder and isinstance(padding_mask, FakeTensor)
+        no_values = encoder_decoder and padding_mask is not None and _without_values(padding_mask)
         return _ignore_causal_mask_sdpa(None if no_values else padding_mask, *args, **kwargs)
 
     with _turn:
@@ -493,10 +584,7 @@ class _Operators(TorchFunctionMode):
     def __init__(self, device, autocast):
         super().__init__()
         self.cuda, self.autocast, self.casts = device == "cuda", autocast, {}
-        self.replaced = {
-            torch.Tensor.item: lambda tensor: 1.0,
-            torch.Tensor.nonzero: lambda tensor: torch.zeros(tensor.numel(), tensor.dim(), dtype=torch.long),
-        }
+        self.replaced = {torch.Tensor.__bool__: _truth}
         if self.cuda:
             self.replaced |= {functional.dropout: _dropout, functional.scaled_dot_product_attention: self._attention}
 
@@ -505,6 +593,7 @@ class _Operators(TorchFunctionMode):
             return self.replaced[function](*args, **(kwargs or {}))
         if self.autocast and function in self.LOWER:
             args = [self._lower(value) for value in args]
+            kwargs = {name: self._lower(value) for name, value in (kwargs or {}).items()}
         elif self.autocast and self.cuda and function in self.FULL:
             args = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
         return function(*args, **(kwargs or {}))
@@ -531,8 +620,11 @@ class _Operators(TorchFunctionMode):
     def _lower(self, weight):
         """A trained fp32 weight in autocast's dtype, made once in a forward pass; anything else as it is."""
         trained = isinstance(weight, torch.nn.Parameter) and weight.requires_grad and weight.dtype == torch.float32
-        if not (trained and torch.is_autocast_enabled("cpu")):
+        if not torch.is_autocast_enabled("cpu"):
             return weight
+        if not trained:
+            full = self.cuda and isinstance(weight, torch.Tensor) and weight.dtype == torch.float32
+            return weight.to(self.autocast) if full else weight
         if id(weight) not in self.casts:
             self.casts[id(weight)] = weight.to(self.autocast)
         return self.casts[id(weight)]
@@ -552,6 +644,11 @@ class _Operators(TorchFunctionMode):
             attn_mask = attn_mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
         efficient = torch.ops.aten._scaled_dot_product_efficient_attention
         return efficient(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+
+
+def _truth(tensor):
+    """Of a tensor without values: no mask is all ones, and a draw such as `torch.rand(1) > p` comes out true."""
+    return tensor.dim() > 0 if _without_values(tensor) else tensor.item() != 0
 
 
 def _dropout(x, p=0.5, training=True, inplace=False):
@@ -595,7 +692,7 @@ class measure(transformers.TrainerCallback):
         _here.measurement = weakref.ref(self)
         self.trainable, self.total = _count(self.model)
         device = next(self.model.parameters()).device
-        self.ledger = _Ledger(device, BLOCK if device.type == "cuda" else 1)
+        self.ledger = _Ledger(device)
         self.open.callback(self.ledger.close)
         watch = self.open.enter_context(_Watch(self.model, self.ledger))
         self.open.callback(register_optimizer_step_pre_hook(watch.before_step).remove)
@@ -669,13 +766,13 @@ class Fit:
 
 
 def fits(prediction, device, suggest=True):
-    """Whether a predicted training fits into a device ("cuda", a torch.device) or into so many GiB: yes, no or tight.
+    """Whether a predicted training fits a device ("cuda"), a card of `CARDS` ("T4") or so many GiB: yes, no or tight.
 
-    Beside the peak a GPU has to hold CUDA itself (`OUTSIDE_GIB`), and the allocator cannot use every piece (`SLACK`):
-    with both it is "yes", with CUDA alone "tight". If not yes, and with `suggest`, `smallest_change` looks for the
-    smallest change that makes it fit: smaller batches with more accumulation, then gradient checkpointing, then LoRA,
-    then QLoRA, then shorter rows. That takes as long as predictions take. `ValueError` when there is no such device,
-    or no size above 0.
+    "yes": there is room for what the allocator will reserve, `SLACK` more, and CUDA itself (`OUTSIDE_GIB`). "tight":
+    only for the tensors and CUDA itself, so the allocator has to give back and ask again. If not yes, and with
+    `suggest`, `smallest_change` looks for the smallest change that makes it fit: smaller batches with more
+    accumulation, then gradient checkpointing, then LoRA, then QLoRA, then shorter rows. That takes as long as
+    predictions take; `ladder` shows all steps. `ValueError` when there is no such device, or no size above 0.
 
     >>> from transformers import BertConfig
     >>> small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
@@ -688,8 +785,12 @@ def fits(prediction, device, suggest=True):
     answer, margin = _verdict(prediction, capacity)
     parts = sorted(prediction.split.items(), key=lambda part: -part[1])[:2]
     largest = " and ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
-    outside = f" and about {OUTSIDE_GIB} for CUDA itself" if prediction.device == "cuda" else ""
+    outside = ""
+    if prediction.device == "cuda":
+        outside = f", {prediction.reserved_gib:.1f} reserved, and about {OUTSIDE_GIB} for CUDA itself"
     why = f"peak {prediction.peak_gib:.1f} GiB ({largest}){outside}, of {capacity:.1f} GiB."
+    if prediction.phase == "evaluation" and prediction.logits:
+        why += f" The peak is the evaluation: {prediction.logits}."
     settings = prediction.settings
     if answer == "yes" or not suggest or not settings:
         return Fit(answer, margin, why)
@@ -699,6 +800,43 @@ def fits(prediction, device, suggest=True):
         checkpointing=None if settings["activation_checkpointing"] else {"activation_checkpointing": True},
     )  # fmt: skip
     return Fit(answer, margin, why, change, changed, tuple(tried))
+
+
+def ladder(prediction, device):
+    """The steps against "out of memory", from the one that costs least on, each on top of those before, as rows.
+
+    Batch 1 with more accumulation; gradient checkpointing (about a third more time); an 8-bit paged optimizer; LoRA; a
+    4-bit base without the upcast to fp32; half the tokens. A row has `step`, `peak_gib`, `saved_gib`, `answer` and
+    `change`; a step that is there already or not possible is left out. `ValueError` as `fits` has it.
+
+    >>> from transformers import BertConfig
+    >>> small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    >>> [row["step"] for row in ladder(predict(small, batch=8, length=128), "T4")][:3]
+    ['as it is', 'batch 1, accumulation 8', 'gradient checkpointing']
+    """
+    capacity, settings, rows = _capacity_gib(device), dict(prediction.settings), []
+    rows_a_step = settings["batch"] * settings["gradient_accumulation_steps"]
+    steps = {
+        "as it is": {},
+        f"batch 1, accumulation {rows_a_step}": {"batch": 1, "gradient_accumulation_steps": rows_a_step},
+        "gradient checkpointing": {"activation_checkpointing": True},
+        "8-bit paged AdamW": {"optim": "paged_adamw_8bit"},
+    }
+    for method in _lighter_methods(settings):
+        steps["4-bit base" if "quantization_config" in method else "LoRA"] = method | {"prepare_kbit": False}
+    steps[f"{settings['length'] // 2} tokens"] = {"length": settings["length"] // 2}
+    for step, change in steps.items():
+        if rows and all(settings.get(name) == value for name, value in change.items()):
+            continue
+        try:
+            found = predict(**settings | change)
+        except ValueError:
+            continue
+        settings |= change
+        saved = rows[-1]["peak_gib"] - found.peak_gib if rows else 0.0
+        answer, _ = _verdict(found, capacity)
+        rows.append(dict(step=step, peak_gib=found.peak_gib, saved_gib=saved, answer=answer, change=change))
+    return rows
 
 
 def smallest_change(predict, capacity_gib, *, batch, length, accumulation=1, checkpointing=None, methods=()):
@@ -784,6 +922,9 @@ def _lighter_methods(settings):
 
 def _capacity_gib(device):
     name = str(device)
+    for card, size in CARDS.items():
+        if name in (card, card.partition(" (")[0]):
+            return size
     if isinstance(device, (int, float)) and device > 0:
         return float(device)
     if name.startswith("cuda") and torch.cuda.is_available():
@@ -792,25 +933,29 @@ def _capacity_gib(device):
         import psutil
 
         return psutil.virtual_memory().total / GIB
-    raise ValueError(f"{device!r} is no size above 0 and no device of this machine that has one; pass GiB, such as 24.")
+    raise ValueError(
+        f"{device!r} is no size above 0 and no device of this machine that has one; pass GiB, such as 24, "
+        f"or one of {', '.join(CARDS)}."
+    )
 
 
 def _verdict(prediction, capacity):
-    needed = prediction.peak_gib + (OUTSIDE_GIB if prediction.device == "cuda" else 0)
-    margin = capacity - needed
+    outside = OUTSIDE_GIB if prediction.device == "cuda" else 0
+    margin = capacity - prediction.peak_gib - outside
     if margin < 0:
         return "no", margin
-    return ("yes" if margin >= SLACK * prediction.peak_gib else "tight"), margin
+    return ("yes" if prediction.reserved_gib * (1 + SLACK) + outside <= capacity else "tight"), margin
 
 
 # ---- What predictions and measurements share: a ledger of live storages, and what fills it -------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class _Storage:
     size: int
     part: str
     number: int  # storages are numbered as they come
+    block: object = None  # where the allocator put it
 
 
 class _Highest(NamedTuple):
@@ -821,16 +966,76 @@ class _Highest(NamedTuple):
     count: int
 
 
+@dataclass(eq=False)
+class _Block:
+    size: int
+    place: int
+    small: bool
+    free: bool = False
+    before: "_Block | None" = None  # its neighbours in the segment
+    after: "_Block | None" = None
+
+
+class _Allocator:
+    """torch's caching allocator of CUDA, without memory: what it reserves for what is asked of it, and in which order.
+
+    It takes segments of 2 MiB for what is at most 1 MiB, of 20 MiB for less than 10 MiB, else as large as needed; gives
+    the smallest free piece that is large enough, splits off what is left, joins free neighbours, and returns nothing
+    (torch's c10/cuda/CUDACachingAllocator.cpp, with its usual settings).
+    """
+
+    MIB = 2**20
+
+    def __init__(self):
+        self.reserved, self.pieces = 0, {True: [], False: []}  # the free pieces, small and large, by size and place
+
+    def allocate(self, size):
+        size = -(-size // BLOCK) * BLOCK
+        small = size <= self.MIB
+        pieces = self.pieces[small]
+        found = bisect.bisect_left(pieces, (size, -1))
+        if found < len(pieces):
+            block = pieces.pop(found)[2]
+            block.free = False
+        else:
+            large = 20 * self.MIB if size < 10 * self.MIB else -(-size // (2 * self.MIB)) * 2 * self.MIB
+            block = _Block(2 * self.MIB if small else large, self.reserved, small)
+            self.reserved += block.size
+        if block.size - size > (0 if small else self.MIB):
+            rest = _Block(block.size - size, block.place + size, small, before=block, after=block.after)
+            if rest.after:
+                rest.after.before = rest
+            block.size, block.after = size, rest
+            self._keep(rest)
+        return block
+
+    def release(self, block):
+        for first, second in ((block, block.after), (block.before, block)):
+            if first and second and (first.free or second.free):
+                joined = second if second is not block else first
+                self.pieces[block.small].remove((joined.size, joined.place, joined))
+                first.size, first.after = first.size + second.size, second.after
+                if second.after:
+                    second.after.before = first
+                block = first
+        self._keep(block)
+
+    def _keep(self, block):
+        block.free = True
+        bisect.insort(self.pieces[block.small], (block.size, block.place, block))
+
+
 class _Ledger:
     """Bytes of the storages that are alive, by part; the highest of each pass in turn; the split at the highest of all.
 
     On CUDA the highest of a pass is the allocator's, and what it has beyond the live storages counts as temporaries.
     """
 
-    def __init__(self, device, block):
-        self.device, self.block = torch.device(device), block
+    def __init__(self, device, allocator=None):
+        self.device, self.allocator = torch.device(device), allocator
         self.live = {}  # a _Storage for each storage's address
         self.bytes, self.parts, self.count = 0, Counter(), 0  # alive now; their parts; storages that have come
+        self.events = None  # a list of storages that come, of tuples of one that goes, and of phases that begin
         self.highest = _Highest(0, Counter(), 0)
         self.timeline, self.step = [], 1
         self.lock = threading.RLock()  # other threads may free what this one made
@@ -843,10 +1048,15 @@ class _Ledger:
     def enter(self, phase):
         """A new point of the timeline; but between two steps the next forward pass has begun already."""
         self._read_allocator()
+        self._happened(phase)
         last = self.timeline[-1] if self.timeline else {}
         if phase != "forward" or (last.get("phase"), last.get("step")) != ("forward", self.step):
             self.timeline.append({"step": self.step, "phase": phase, "bytes": 0})
         self._note(0 if self.on_cuda else self.bytes)
+
+    def _happened(self, event):
+        if self.events is not None:
+            self.events.append(event)
 
     def add(self, tensor, part, rename=False):
         """Counts the tensor's storage, if it is new; with `rename` a known one gets this part from its beginning on."""
@@ -856,20 +1066,20 @@ class _Ledger:
         address = storage._cdata
         with self.lock:
             known = self.live.get(address)
-            if known is None:
-                self._count(storage, address, part)
-            elif rename and known.part != part:
+            if known is None and storage.nbytes():
+                self._take(address, storage.nbytes(), part)
+                weakref.finalize(storage, self._drop, address).atexit = False
+            elif known and rename and known.part != part:
                 self._rename(known, part)
 
-    def _count(self, storage, address, part):
-        size = -(-storage.nbytes() // self.block) * self.block
-        if size == 0:
-            return
+    def _take(self, address, size, part):
+        block = self.allocator.allocate(size) if self.allocator else None
+        size = block.size if block else size
         self.count += 1
-        self.live[address] = _Storage(size, part, self.count)
+        self.live[address] = storage = _Storage(size, part, self.count, block)
+        self._happened(storage)
         self.parts[part] += size
         self.bytes += size
-        weakref.finalize(storage, self._drop, address).atexit = False
         if not self.on_cuda:
             self._note(self.bytes)
         if self.bytes > self.highest.bytes:
@@ -889,6 +1099,30 @@ class _Ledger:
             storage = self.live.pop(address)
             self.parts[storage.part] -= storage.size
             self.bytes -= storage.size
+            self._happened((storage,))
+            if self.allocator:
+                self.allocator.release(storage.block)
+
+    def repeat(self, passes):
+        """The passes of an earlier step once more in this one, beside what the optimizer keeps by now.
+
+        Its gradients are gone by then. What else is left of it, such as kept outputs, goes when a forward pass ends.
+        """
+        came = {event for event in passes if isinstance(event, _Storage)}
+        left = {storage: address for address, storage in self.live.items() if storage in came}
+        for storage in [storage for storage in left if storage.part == "gradients"]:
+            self._drop(left[storage])
+        for event in passes:
+            if isinstance(event, str):
+                self.enter(event)
+                for address in [a for s, a in left.items() if event == "backward" and self.live.get(a) is s]:
+                    self._drop(address)
+            elif isinstance(event, _Storage):
+                self._take(event, event.size, event.part)
+            elif event[0] in came:
+                self._drop(event[0])
+        for storage, address in left.items():
+            self.live[address] = self.live.pop(storage)
 
     def _note(self, size):
         self.timeline[-1]["bytes"] = max(self.timeline[-1]["bytes"], size)
@@ -898,16 +1132,6 @@ class _Ledger:
         if self.on_cuda and self.timeline:
             self._note(torch.cuda.max_memory_allocated(self.device))
             torch.cuda.reset_peak_memory_stats(self.device)
-
-    def repeat(self, timeline, highest):
-        """The passes of an earlier step once more in this one, beside what the optimizer keeps by now."""
-        kept = self.parts["optimizer"]
-        first, *others = ({"step": self.step, "phase": p["phase"], "bytes": p["bytes"] + kept} for p in timeline)
-        self._note(first["bytes"])
-        self.timeline += others
-        if highest.bytes + kept > self.highest.bytes:
-            parts = highest.parts + Counter(optimizer=kept)
-            self.highest = _Highest(highest.bytes + kept, parts, highest.count)
 
     def close(self):
         if self.on_cuda:
@@ -952,8 +1176,10 @@ class _Watch:
             self._keep_gradient(parameter)
             if parameter.requires_grad:
                 self.hooks.callback(parameter.register_post_accumulate_grad_hook(self._keep_gradient).remove)
-        for buffer in self.model.buffers():
-            self.ledger.add(buffer, "weights", rename=True)
+        kept = (v for m in self.model.modules() for k, v in vars(m).items() if k not in ("_parameters", "_modules"))
+        for tensor in tree_iter(list(kept)):  # buffers, and what is in a list or a dictionary
+            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is None:
+                self.ledger.add(tensor, "weights", rename=True)
         four_bit = _four_bit(self.model)
         for module in four_bit:
             for constant in _constants(module.weight.quant_state):
@@ -998,7 +1224,32 @@ class _Watch:
                     self.ledger.add(value, "optimizer", rename=True)
 
 
-class _Recorder(TorchDispatchMode):
+class _Answers(TorchDispatchMode):
+    """Answers for what tensors without values cannot say: a number is 1, and of a mask all is chosen."""
+
+    ANSWERS: ClassVar = {
+        torch.ops.aten._local_scalar_dense.default: lambda x: 1,
+        torch.ops.aten.nonzero.default: lambda x: x.new_empty((x.numel(), x.dim()), dtype=torch.long),
+        torch.ops.aten.bincount.default: lambda x, weights=None, minlength=0: x.new_empty(minlength),
+        torch.ops.aten.index.Tensor: lambda x, indices: torch.ops.aten.index.Tensor(x, [*_all_of(indices)]),
+    }
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in self.ANSWERS and _without_values(args[0]):
+            return self.ANSWERS[function](*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _all_of(indices):
+    """Indices with numbers in the place of masks."""
+    for index in indices:
+        if index is not None and index.dtype is torch.bool:
+            yield from [index.new_empty(index.numel(), dtype=torch.long)] * index.dim()
+        else:
+            yield index
+
+
+class _Recorder(_Answers):
     """torch calls it for each operator of this thread, forward and backward: what that returns goes into the ledger."""
 
     def __init__(self, ledger, four_bit):
@@ -1009,7 +1260,7 @@ class _Recorder(TorchDispatchMode):
         if function is self.gemm_4bit:
             with self:  # this operator hides a temporary as large as the weight
                 return _gemm_4bit(*args, **(kwargs or {}))
-        out = function(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(function, types, args, kwargs)
         if self.ledger.timeline[-1]["phase"] == "step":
             part = "temporaries"
         elif _current_graph_task_id() == -1:  # not in a backward pass
@@ -1046,6 +1297,8 @@ def _table(title, memory):
     if memory.total:
         share = memory.trainable / memory.total
         lines.append(f"  trainable: {memory.trainable:,} of {memory.total:,} parameters ({share:.2%})")
+    if getattr(memory, "reserved", 0) > memory.peak:
+        lines.append(f"  reserved by the allocator: {_size(memory.reserved)}")
     lines += [f"  - {sentence}" for sentence in getattr(memory, "assumes", ())]
     return "\n".join(lines)
 

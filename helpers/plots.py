@@ -311,6 +311,29 @@ def sweep(predicted, ax=None, *, title=None, x="batch", measured=None, capacity=
     return _finish(ax, title, xlabel + how, f"peak memory ({unit})", grid="both")
 
 
+def against(published, ax=None, *, title=None, percent=2):
+    """Predicted against published peaks in GiB, one dot a run, and the band of so many percent around equal.
+
+    `published` is a dict of pairs (published, predicted) by source.
+
+    >>> ax = against({"QLoRA on a T4": [(1.8, 1.78), (5.9, 6.0)]})
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('published (GiB)', 'predicted (GiB)')
+    """
+    pairs = [pair for found in published.values() for pair in found]
+    if not pairs:
+        raise ValueError('no runs to draw. Pass {"source": [(published GiB, predicted GiB), ...]}.')
+    ax, ends = _axes(ax), [0.9 * min(map(min, pairs)), 1.1 * max(map(max, pairs))]
+    low, high = ([end * (1 + sign * percent / 100) for end in ends] for sign in (-1, 1))
+    ax.fill_between(ends, low, high, color=COLOURS["limit"], alpha=0.2, label=f"within {percent} %")
+    for colour, (name, found) in zip(CLASSES, published.items(), strict=False):
+        ax.plot(*zip(*found, strict=True), "o", color=colour, markerfacecolor="white", label=name)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    _legend(ax)
+    return _finish(ax, title, "published (GiB)", "predicted (GiB)", grid="both")
+
+
 # ---- What the charts share ------------------------------------------------------------------------------
 
 GIB = 2**30

@@ -48,12 +48,7 @@ SHAPES = {  # sizes to ask about without a download: those of well-known models
     "70B Llama": ("llama", dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
                                 num_attention_heads=64, num_key_value_heads=8, vocab_size=128256)),
 }  # fmt: skip
-GPUS = {  # about the GiB that torch reports, rounded down: less than the GB on the box, where error correction is on
-    "RTX 4060 (8 GB)": 7.6, "RTX 3060 (12 GB)": 11.6, "T4 (16 GB)": 14.5, "RTX 4080 (16 GB)": 15.6,
-    "L4 (24 GB)": 21.9, "RTX 4090 (24 GB)": 23.5, "RTX 5090 (32 GB)": 31.3, "A100 (40 GB)": 39.3,
-    "L40S (48 GB)": 44.3, "A100 (80 GB)": 79.1, "H100 (80 GB)": 79.1, "H200 (141 GB)": 139.7, "B200 (180 GB)": 178.0,
-    "MI300X (192 GB)": 191.5,
-}  # fmt: skip
+GPUS = memory.CARDS
 PRECISIONS = {  # dtype of the weights, and of the arithmetic when that is another one
     "fp32": dict(dtype="float32"),
     "mixed, bf16": dict(dtype="float32", autocast="bfloat16"),

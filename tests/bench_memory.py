@@ -14,18 +14,22 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import BertConfig, BertForSequenceClassification, BitsAndBytesConfig, LlamaConfig
+from transformers import BertConfig, BertForSequenceClassification, BitsAndBytesConfig
 
 from helpers import env, memory, record
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data" / "recipes"))
+import memory_shapes
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results" / "memory"
 LORA = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 LONG = dict(batch=1, length=512, dtype="bfloat16", peft=LORA)
+QLORA = dict(quantization_config=NF4, activation_checkpointing=True)
 PREDICTIONS = {  # configuration, settings, CPU seconds that it may take
     "bert-base, full": (BertConfig(), dict(batch=8, length=128), 5),
-    "7B, LoRA": (LlamaConfig(), LONG, 30),
-    "7B, QLoRA": (LlamaConfig(), LONG | dict(quantization_config=NF4, activation_checkpointing=True), 30),
+    "8B, LoRA": (memory_shapes.shape("meta-llama/Llama-3.1-8B"), LONG, 6),
+    "8B, QLoRA": (memory_shapes.shape("meta-llama/Llama-3.1-8B"), LONG | QLORA, 6),
 }
 RESIDENT_GIB = 2  # the process that predicts may take so much
 

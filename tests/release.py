@@ -48,6 +48,7 @@ def stages():
         present = [f"tests/{file}" for file in sorted(files & TESTS)]
         found[name] = [[*PYTEST, *present, *(["helpers"] if name == "tests" else [])]]
     found["notebooks"] = [["tests/notebooks.py", "with-solutions", ".build"], [*PYTEST, *NBVAL, ".build"]]
+    found["published"] = [["data/recipes/published.py", "--again"]]
     return found | {"benchmarks": [[f"tests/{bench}"] for bench in benches]}
 
 

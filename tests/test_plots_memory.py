@@ -24,6 +24,7 @@ CHARTS = {
     "timeline": (plots.timeline, [POINTS], {"predicted": POINTS, "capacity": 4, "source": "live tensors"}),
     "long timeline": (plots.timeline, [[point | {"step": s} for s in range(1, 60) for point in POINTS[:3]]], {}),
     "sweep": (plots.sweep, [{1: GIB, 2: 2 * GIB, 4: 3 * GIB}], {"measured": {1: GIB}, "capacity": 2}),
+    "against": (plots.against, [{"PEFT": [(20.8, 20.5), (36.2, 37.0)], "QLoRA on a T4": [(1.8, 1.78)]}], {}),
     "sweeps": (plots.sweep, [{"full": {128: GIB, 512: 3 * GIB}, "LoRA": {128: GIB // 3}}], {"x": "length"}),
 }
 
@@ -104,6 +105,16 @@ def test_timeline_gives_each_step_the_same_width():
     assert ax.get_ylim()[0] == 0
     with pytest.raises(ValueError, match="no points"):
         plots.timeline([])
+
+
+def test_against_draws_a_dot_for_each_run_and_a_band():
+    ax = plots.against({"a": [(10, 11), (20, 20)], "b": [(5, 5)]}, percent=10)
+    assert [list(line.get_ydata()) for line in ax.get_lines()] == [[11, 20], [5]]
+    (band,) = ax.collections
+    assert band.get_datalim(ax.transData).y0 == pytest.approx(0.9 * 0.9 * 5)
+    assert "within 10 %" in [text.get_text() for text in ax.get_legend().get_texts()]
+    with pytest.raises(ValueError, match="no runs"):
+        plots.against({"a": []})
 
 
 def test_sweep_draws_measurements_solid_without_a_line():

@@ -98,7 +98,11 @@ def predicted(case):
         activation_checkpointing=case["checkpointing"],
     )  # fmt: skip
     return dict(
-        predicted=found.peak, phase=found.phase, split=found.split, cpu_s=round(time.process_time() - started, 1)
+        predicted=found.peak,
+        predicted_reserved=found.reserved,
+        phase=found.phase,
+        split=found.split,
+        cpu_s=round(time.process_time() - started, 1),
     )
 
 
@@ -153,8 +157,12 @@ def train(model, batch, case, steps=3):
         from bitsandbytes.optim import AdamW8bit
 
         optimizer = AdamW8bit(parameters, lr=1e-4)
-    else:
+    elif case["optim"] in ("adamw_torch", "adamw_torch_fused"):
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=case["optim"] == "adamw_torch_fused")
+    else:
+        raise ValueError(
+            f"this recipe does not train with {case['optim']!r}: adamw_torch, adamw_torch_fused, adamw_8bit"
+        )
     autocast = PRECISIONS[case["precision"]][1]
     for _ in range(steps):
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast is not None):
@@ -241,7 +249,10 @@ def compared(case, prediction, taken, started):
         return row | dict(left_out=f"out of memory: {error}"[:200])
     except Exception as error:
         return row | dict(left_out=f"{type(error).__name__}: {error}"[:300])
-    return row | dict(error_percent=round(100 * (row["predicted"] / (row["allocated"] - taken) - 1), 3))
+    allocated = row["allocated"] - taken + memory.WORKSPACE  # the prediction has a workspace of its own
+    errors = dict(error_percent=100 * (row["predicted"] / allocated - 1))
+    errors["reserved_error_percent"] = 100 * (row["predicted_reserved"] / row["reserved"] - 1)
+    return row | {name: round(error, 3) for name, error in errors.items()}
 
 
 def name(case):
