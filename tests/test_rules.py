@@ -915,7 +915,8 @@ def without_alt_text(notebook):
 
 def prose(cell):
     """The paragraphs and list items of a text, without headings, code, tables and markup."""
-    text = re.sub(r"```.*?```|<[^>]+>|^#.*$|^\s*\|.*$", "", cell.source, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"```.*?```|<[^>]+>", "", cell.source, flags=re.DOTALL)
+    text = re.sub(r"(?m)^#.*$|^\s*\|.*$", "", text)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     lines = [re.sub(r"^\s*(?:>|[*-]|\d+\.)*\s*", "", line) for line in text.splitlines()]
     return [line for line in lines if line.strip()]
