@@ -9,7 +9,7 @@ import inspect
 
 import numpy as np
 import torch
-from datasets import concatenate_datasets
+from datasets import Value, concatenate_datasets
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -68,7 +68,8 @@ def run_b(kit):
 @cause("C", "frozen head")
 def run_c(kit):
     adapter = LoraConfig(**LORA | {"target_modules": body(kit.pretrained())})  # no task_type
-    return kit.trainer_for(get_peft_model(kit.pretrained(), adapter), learning_rate=kit.adapter_rate, num_train_epochs=1)
+    model = get_peft_model(kit.pretrained(), adapter)
+    return kit.trainer_for(model, learning_rate=kit.adapter_rate, num_train_epochs=1)
 
 
 @cause("D", "nothing counts")
@@ -84,7 +85,7 @@ def run_d(kit):
 
 
 def body(model):
-    """Regular expression for the linear layers that are not the head."""
+    """The names of the linear layers that are not the head."""
     heads = ("classifier", "score", "head", "pooler")
     names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not any(h in n for h in heads)]
     return sorted({name.split(".")[-1] for name in names})
@@ -116,35 +117,32 @@ def run_g(kit):
 
 @cause("H", "template")
 def run_h(kit):
-    tokenizer = kit.writer_tokenizer
-
-    def plain(row):
-        prompt = tokenizer(f"Review: {row['review']} Title:")["input_ids"]
-        answer = tokenizer(" " + row["title"], add_special_tokens=False)["input_ids"]
-        ids = [*prompt, *answer, tokenizer.eos_token_id]
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(prompt) + ids[len(prompt) :]}
-
-    rows = kit.title_rows["train"].map(plain, remove_columns=kit.title_rows["train"].column_names)
-    return kit.writing(rows)
+    """The sound writer, as a script serves it: its answers, and which of them ended by themselves."""
+    prompts = [f"{review} What is its title?" for review in kit.title_rows["validation"]["review"][:]]
+    plain = AutoTokenizer.from_pretrained(kit.writer_path)
+    plain.chat_template = None
+    return kit.texts(kit.sound_writer, plain, prompts, batch_size=40, max_new_tokens=16, return_stopped=True)
 
 
 @cause("I", "never stops")
 def run_i(kit):
-    return language_model_run(kit, pad_token=None)
+    return new_end_run(kit, pad_token=kit.new_end)
 
 
-def language_model_run(kit, pad_token):
-    """The library's collator for language models, which masks every padding token, wherever it stands."""
-    tokenizer = AutoTokenizer.from_pretrained(kit.writer_path)
-    tokenizer.pad_token = pad_token or tokenizer.eos_token
+def new_end_run(kit, pad_token):
+    """Answers end with a new token; the library's collator for language models hides padding tokens by their id."""
+    tokenizer = AutoTokenizer.from_pretrained(kit.writer_path, eos_token=kit.new_end, pad_token=pad_token)
     rows = kit.titles["train"].select_columns(["input_ids", "attention_mask"])
-    return kit.writing(rows, DataCollatorForLanguageModeling(tokenizer, mlm=False), num_train_epochs=1)
+    rows = rows.map(lambda row: {"input_ids": [*row["input_ids"][:-1], tokenizer.eos_token_id]})
+    model = kit.writer()
+    model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+    return kit.writing(rows, DataCollatorForLanguageModeling(tokenizer, mlm=False), model, num_train_epochs=1)
 
 
 # ---- Round 3: adapters and four bits ----
 
 
-@cause("J", "wrong adapter")
+@cause("J", "adapter")
 def run_j(kit):
     config = LoraConfig(**LORA, task_type="SEQ_CLS")
     model = get_peft_model(kit.pretrained(), config)
@@ -192,7 +190,8 @@ def small_classifier(kit, task_type=None, skip=None):
 
 @cause("N", "labels")
 def run_n(kit):
-    from_one = kit.examples["train"].map(lambda row: {"labels": row["labels"] + 1})
+    numbers = kit.examples["train"].cast_column("labels", Value("int64"))
+    from_one = numbers.map(lambda row: {"labels": row["labels"] + 1})
     return kit.trainer_for(kit.pretrained(), from_one)
 
 
@@ -201,8 +200,11 @@ def run_o(kit):
     tokenizer = AutoTokenizer.from_pretrained(kit.path)
     tokenizer.add_tokens(["<product>"])
     new = tokenizer.convert_tokens_to_ids("<product>")
-    rows = kit.examples["train"].map(lambda row, i: {"input_ids": [*row["input_ids"][:-1], new] if i == 77 else row["input_ids"]}, with_indices=True)
-    return kit.trainer_for(kit.pretrained(), rows)
+
+    def with_product(row, i):
+        return {"input_ids": [*row["input_ids"][:-1], new] if i == 77 else row["input_ids"]}
+
+    return kit.trainer_for(kit.pretrained(), kit.examples["train"].map(with_product, with_indices=True))
 
 
 @cause("P", "collator")
@@ -214,7 +216,8 @@ def run_p(kit):
 def run_q(kit):
     model = get_peft_model(kit.pretrained(), LoraConfig(**LORA, task_type="SEQ_CLS"))
     model.save_pretrained(kit.adapters / "reviews")
-    return kit.trainer_for(PeftModel.from_pretrained(kit.pretrained(), kit.adapters / "reviews"), learning_rate=kit.adapter_rate)
+    saved = PeftModel.from_pretrained(kit.pretrained(), kit.adapters / "reviews")
+    return kit.trainer_for(saved, learning_rate=kit.adapter_rate)
 
 
 # ---- Round 5: memory, time and checkpoints ----
@@ -232,9 +235,9 @@ def run_s(kit):
     padded = DataCollatorWithPadding(kit.tokenizer)
 
     def collator(rows):
-        for row in rows:  # "is there a review that is nearly the same?", asked anew for every row of every batch
+        for row in rows:  # "which review is most like this one?", asked anew for every row of every batch
             text = kit.tokenizer.decode(row["input_ids"], skip_special_tokens=True)
-            difflib.get_close_matches(text, known, n=1, cutoff=0.9)
+            max(difflib.SequenceMatcher(None, text, other).ratio() for other in known)
         return padded(rows)
 
     return kit.trainer_for(kit.pretrained(), collator=collator, max_steps=2)
@@ -242,4 +245,4 @@ def run_s(kit):
 
 @cause("T", "resume")
 def run_t(kit):
-    return kit.saving_run()  # and then .train(), without resume_from_checkpoint
+    return kit.start("T", last=2)  # in the folder of the run before, without resume_from_checkpoint=True
