@@ -8,6 +8,7 @@ is what it counts. Making, saving and loading an adapter stays with peft.
 """
 
 import copy
+import itertools
 import json
 import re
 import warnings
@@ -152,11 +153,13 @@ def _check_targets(network, config):
     """Every target must be the name, or the end of the name, of a layer; peft asks that of one of them only."""
     targets = getattr(config, "target_modules", None) or "all-linear"
     names = [name for name, _ in network.named_modules()]
+    ends = list(getattr(config, "modules_to_save", None) or ())
     if isinstance(targets, str):
         matches = targets == "all-linear" or any(re.fullmatch(targets, name) for name in names)
         missing = [] if matches else [targets]
     else:
-        missing = [end for end in sorted(targets) if not any(f".{name}".endswith(f".{end}") for name in names)]
+        ends, missing = [*ends, *sorted(targets)], []
+    missing += [end for end in ends if not any(f".{name}".endswith(f".{end}") for name in names)]
     if missing:
         close = ", ".join(match for name in missing for match in get_close_matches(name, _candidates(network), 1))
         hint = f" (closest: {close})" if close else ""
@@ -259,10 +262,19 @@ def check_fits(folder, model, *, any_name=False):
             "if that is the same model under another name, pass any_name=True."
         )
     weights = {name.replace(".original_module", ""): p.shape for name, p in base.named_parameters()}
+    modules, n_words = dict(base.named_modules()), base.get_input_embeddings().weight.shape[0]
+    tokens = config.get("trainable_token_indices") or []  # whose rows of the embeddings are trained by themselves
+    n_tokens = 1 + max(itertools.chain(*tokens.values()) if isinstance(tokens, dict) else tokens, default=0)
+    if n_tokens > n_words:
+        raise ValueError(f"the adapter in {folder} has the new token {n_tokens - 1}, {_grow(n_tokens, n_words)}")
     for key, shape in sorted(shapes.items(), key=lambda item: ".lora_" not in item[0]):  # sizes first, then the head
-        message = _misfit(key.removeprefix("base_model.model."), shape, dict(base.named_modules()), weights)
+        message = _misfit(key.removeprefix("base_model.model."), shape, modules, weights, n_words)
         if message:
-            raise ValueError(f"the adapter in {folder} {message}")
+            kind = TASKS.get(config.get("task_type"))
+            hint = (
+                f" If not: load the base with {kind}, which it was trained in." if kind and "lacks" in message else ""
+            )
+            raise ValueError(f"the adapter in {folder} {message}{hint}")
 
 
 def _read(folder):
@@ -280,19 +292,37 @@ def _read(folder):
     return json.loads(files["adapter_config.json"].read_text(encoding="utf-8")), shapes
 
 
-def _misfit(key, shape, modules, weights):
+def _grow(n, n_words):
+    return (
+        f"this base has {n_words} tokens: tokens were added. Load the tokenizer that was trained with it, and call "
+        f"base.resize_token_embeddings({n})."
+    )
+
+
+def _sides(layer):
+    """Inputs and outputs of a layer; the weight of an embedding and of GPT-2's Conv1D has them in this order."""
+    layer = getattr(layer, "base_layer", layer)
+    return (layer.in_features, layer.out_features) if hasattr(layer, "in_features") else tuple(layer.weight.shape)
+
+
+def _misfit(key, shape, modules, weights, n_words):
     """Why a tensor of an adapter cannot be on the base: it is a half of LoRA's product, or of a layer trained whole."""
-    half = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key)
-    if half and half[1] not in modules:
-        return f"has the layer {half[1]}, which this base lacks: it is of another model."
+    half = re.fullmatch(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?", key)
+    layer = half[1] if half else key.partition(".")[0]
+    if layer not in modules and (half or "." in key):
+        return f"has the layer {layer}, which this base lacks: it is of another model."
     if half:
-        layer, is_a = modules[half[1]], half[2] == "A"
-        expected, size = (shape[1], layer.in_features) if is_a else (shape[0], layer.out_features)
-        sides = f"{half[1]} with {expected} {'inputs' if is_a else 'outputs'}, this base has {size}"
+        is_a, (inputs, outputs) = half[2] == "A", _sides(modules[layer])
+        expected, size = (shape[1], inputs) if is_a else (shape[0], outputs)
+        if is_a and expected != size == n_words:
+            return f"has {layer} with {expected} tokens, {_grow(expected, n_words)}"
+        sides = f"{layer} with {expected} {'inputs' if is_a else 'outputs'}, this base has {size}"
         return f"expects {sides}: it is of a model of another size." if expected != size else None
     if key in weights and shape[1:] != list(weights[key][1:]):
         return f"has {key} of {shape}, this base of {list(weights[key])}: it is of a model of another size."
     if key in weights and shape[0] != weights[key][0]:
+        if weights[key][0] == n_words:
+            return f"has {key} with {shape[0]} rows, {_grow(shape[0], n_words)}"
         return (
             f"has {key} with {shape[0]} rows, this base with {weights[key][0]}: they have another number of labels. "
             f"Load the base with num_labels={shape[0]}."

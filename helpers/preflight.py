@@ -10,7 +10,11 @@ import inspect
 import itertools
 import json
 import math
+import multiprocessing
+import pickle
 import random
+import re
+import warnings
 from collections import Counter, namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,21 +72,10 @@ class Report(list):
 
 
 def check(
-    model,
-    tokenizer,
-    dataset,
-    args,
-    *,
-    eval_dataset=None,
-    data_collator=None,
-    compute_metrics=None,
-    preprocess_logits_for_metrics=None,
-    callbacks=(),
-    compute_loss_func=None,
-    loss_is_scaled_for_ga=None,
-    resume_from_checkpoint=None,
-    device=None,
-):
+    model, tokenizer, dataset, args, *, eval_dataset=None, data_collator=None, compute_metrics=None,
+    preprocess_logits_for_metrics=None, callbacks=(), compute_loss_func=None, loss_is_scaled_for_ga=None,
+    resume_from_checkpoint=None, device=None,
+):  # fmt: skip
     """What is wrong with a training before it runs: a list of problems, empty for a run that looks healthy.
 
     The arguments are those of the `Trainer` and of its `train`, and its attribute `loss_is_scaled_for_ga`; `dataset` is
@@ -101,15 +94,12 @@ def check(
 
     Taught in notebooks/08_break_it.ipynb, "One call before training".
     """
+    given = locals()
     with _same_random_numbers():
-        facts = Facts(
-            model, tokenizer, dataset, args, eval_dataset, data_collator, compute_metrics,
-            preprocess_logits_for_metrics, callbacks, compute_loss_func, loss_is_scaled_for_ga,
-            resume_from_checkpoint, device,
-        )  # fmt: skip
+        facts = Facts(**given)
         report = Report(Problem.read(line) for look in CHECKS for line in look(facts))
         if NO_TRIAL.isdisjoint(report.names):
-            report += map(Problem.read, _after_trial(facts, _trial(facts)))
+            report += map(Problem.read, _tried(facts))
     return report
 
 
@@ -135,25 +125,26 @@ class Facts:
     """What the checks look at: the arguments of `check`, and what follows from them.
 
     >>> list(Facts.__dataclass_fields__)[:4]
-    ['model', 'tokenizer', 'rows', 'args']
+    ['model', 'tokenizer', 'dataset', 'args']
     """
 
     model: object
     tokenizer: object
-    rows: object
+    dataset: object
     args: object
-    eval_rows: object
-    collator: object
+    eval_dataset: object
+    data_collator: object
     compute_metrics: object
-    preprocess_logits: object
+    preprocess_logits_for_metrics: object
     callbacks: object
-    compute_loss: object
-    loss_is_scaled: object
-    resume_from: object
+    compute_loss_func: object
+    loss_is_scaled_for_ga: object
+    resume_from_checkpoint: object
     device: object  # where it has to fit; None: memory is not looked at
 
     def __post_init__(self):
         from peft.tuners.tuners_utils import BaseTunerLayer
+        from transformers.utils import find_labels
 
         args, model = self.args, self.model
         self.on_gpu = model.device.type == "cuda"
@@ -161,33 +152,49 @@ class Facts:
         self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config, self.kind = self.base.config, type(self.base).__name__
         self.adapter_layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.writes = self.kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
         self.n_words = self.base.get_input_embeddings().weight.shape[0]
-        self.tokens = _column(self.rows, "input_ids")
-        labels = _column(self.rows, "labels") or _column(self.rows, "label")
+        self.tokens = _column(self.dataset, "input_ids")
+        labels = _column(self.dataset, "labels") or _column(self.dataset, "label")
         self.labels = [label if isinstance(label, list) else [label] for label in labels]
         rows_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        self.steps_per_epoch = max(1, math.ceil(len(self.rows) / rows_per_step))
+        self.steps_per_epoch = max(1, math.ceil(len(self.dataset) / rows_per_step))
         self.steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.steps_per_epoch)
         parameters = inspect.signature(self.base.forward).parameters
         takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
         self.takes_count = getattr(self.base, "accepts_loss_kwargs", takes_any)  # as the Trainer finds out
-        self.columns = {*parameters, "label", "labels"}
-        size = min(args.train_batch_size, 8, len(self.rows))
-        order = random.Random(0).sample(range(len(self.rows)), min(2 * size, len(self.rows)))
+        self.label_names = find_labels(type(self.base)) if args.label_names is None else args.label_names
+        self.columns = {*parameters, "label", "label_ids", *self.label_names}
+        rows = self.eval_dataset
+        self.eval_sets = rows if isinstance(rows, dict) else {} if rows is None else {"": rows}
+        size = min(args.train_batch_size, 8, len(self.dataset))
+        order = random.Random(0).sample(range(len(self.dataset)), min(2 * size, len(self.dataset)))
         chosen = [order[start : start + size] for start in range(0, len(order), size)]
-        self.batches = [self.batch(indices) for indices in chosen]  # two, of a few rows from all over the data
-        self.sample = [
-            row for indices, batch in zip(chosen, self.batches, strict=True) for row in _split(indices, batch)
-        ]
+        self.batches, self.eval_batch, self.sample = [], None, []  # two, of a few rows from all over the data
+        self.evaluates = bool(self.eval_sets) and args.eval_strategy != "no"
+        with _kept() as self.not_collated:
+            self.batches = [self.batch(indices) for indices in chosen]
+            for rows in list(self.eval_sets.values())[:1]:
+                held_out = _column(rows, "input_ids") or [()] * len(rows)
+                some = random.Random(0).sample(range(len(rows)), min(args.eval_batch_size, 8, len(rows)))
+                some[0] = max(range(len(held_out)), key=lambda i: len(held_out[i]))  # to its length all are padded
+                self.eval_batch = self.batch(some, rows)
+        for indices, batch in zip(chosen, self.batches, strict=False):
+            self.sample += _split(indices, batch)
+        tokens = {token for row in self.sample for token in itertools.compress(row.tokens, row.real)}
+        labels = {label for row in self.sample for label in row.labels} if self.writes else set()
+        self.used = {"input": tokens, "output": labels - {IGNORED}}
 
-    def batch(self, indices):
+    def batch(self, indices, dataset=None):
         """These rows as the Trainer gives them to the model."""
         import transformers
 
         padding = transformers.DataCollatorWithPadding(self.tokenizer) if self.tokenizer else None
-        collate = self.collator or padding or transformers.default_data_collator
-        rows = [{name: value for name, value in self.rows[i].items() if name in self.columns} for i in indices]
+        collate = self.data_collator or padding or transformers.default_data_collator
+        rows = [(dataset or self.dataset)[i] for i in indices]
+        if self.args.remove_unused_columns:
+            rows = [{name: value for name, value in row.items() if name in self.columns} for row in rows]
         return {name: tensor.to(self.model.device) for name, tensor in collate(rows).items()}
 
     def answers(self):
@@ -198,6 +205,16 @@ class Facts:
             counted = [label for label in labels if label != IGNORED]
             if counted and (self.config.is_encoder_decoder or len(counted) < len(tokens)):
                 yield row.number, tokens, counted
+
+
+@contextlib.contextmanager
+def _kept():
+    """A list that takes what is raised: the code of the reader and of the libraries may raise anything."""
+    errors = []
+    try:
+        yield errors
+    except Exception as error:
+        errors.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _column(rows, name):
@@ -218,6 +235,8 @@ def _split(indices, batch):
 
 
 def _settings(facts):
+    import torch
+
     args, steps = facts.args, facts.steps
     warm_up = args.get_warmup_steps(steps)
     if warm_up > 1 and warm_up >= steps / 2:
@@ -226,14 +245,64 @@ def _settings(facts):
             "you set for less than half of them, or never. Give the warm-up as a share: warmup_steps=0.1."
         )
     epochs = steps / facts.steps_per_epoch
-    if epochs > 5 and (args.eval_strategy == "no" or facts.eval_rows is None):
+    if epochs > 5 and not facts.evaluates:
         yield (
-            f"warning, overfitting: {epochs:.0f} passes over {len(facts.rows)} rows, and without evaluation you would "
-            'not see it learn them by heart. Pass eval_dataset=, eval_strategy="epoch" and load_best_model_at_end=True.'
+            f"warning, overfitting: {epochs:.0f} passes over {len(facts.dataset)} rows, and without evaluation you "
+            'would not see it learn them by heart. Pass eval_dataset=, eval_strategy="epoch" and '
+            "load_best_model_at_end=True."
+        )
+    if args.label_smoothing_factor and not facts.writes and facts.config.num_labels == 1:
+        yield (
+            "error, smoothing: label_smoothing_factor is for classes; with the one output of this model the loss is "
+            "always 0. Leave it out."
+        )
+    half = {p.dtype for p in facts.trained.values()} & {torch.float16, torch.bfloat16}
+    name = str(*half).removeprefix("torch.") if len(half) == 1 else "half precision"
+    cure = "Load the model with dtype=torch.float32; an adapter stays in it unless autocast_adapter_dtype=False."
+    if half and args.fp16:
+        yield (
+            f"error, half precision: weights that are trained are in {name}, and fp16=True computes in fp16 from "
+            f'weights in fp32: its gradient scaler stops at step 1 ("Attempting to unscale FP16 gradients"). {cure}'
+        )
+    elif torch.float16 in half:
+        yield (
+            "warning, half precision: weights are trained in float16 alone: an update below a 2,000th of a weight is "
+            f"lost, and AdamW divides by an eps that is 0 in it. {cure} Then fp16=True, or bf16=True, makes it fast."
+        )
+    start = args.dataloader_multiprocessing_context or multiprocessing.get_start_method(allow_none=True)
+    if args.dataloader_num_workers and (start or multiprocessing.get_all_start_methods()[0]) != "fork":
+        with _kept() as errors:
+            pickle.dumps(facts.data_collator)
+        for error in errors:
+            yield (
+                f"error, workers: the collator cannot be sent to a worker ({error}). Define it with def in a file "
+                "that you import, or set dataloader_num_workers=0."
+            )
+
+
+def _best(facts):
+    """Whether there are evaluations for what depends on them: the best checkpoint, early stopping."""
+    args, steps = facts.args, facts.steps
+    every = args.eval_steps or args.logging_steps
+    every = facts.steps_per_epoch if args.eval_strategy == "epoch" else every if every >= 1 else steps * every
+    evaluations = math.ceil(steps / max(1, every)) if args.eval_strategy == "steps" else int(steps / max(1, every))
+    evaluations *= args.eval_strategy != "no"  # by steps there is one more at the end
+    if args.eval_strategy != "no" and not facts.eval_sets:
+        yield (
+            f'error, evaluation: eval_strategy="{args.eval_strategy}" and no rows for it, which the Trainer refuses. '
+            "Pass eval_dataset=."
+        )
+    elif args.load_best_model_at_end and evaluations < 2:
+        yield (
+            f"error, best lost: load_best_model_at_end=True and {evaluations} evaluations in {steps} steps, so there "
+            "is no best one to choose. Evaluate and save more often: eval_strategy, eval_steps, save_steps."
+        )
+    elif args.eval_strategy == "steps" and every > steps:
+        yield (
+            f"warning, evaluation: eval_steps={every:g} and the run has {steps}: it is evaluated once, at the end. "
+            'Set eval_strategy="epoch", or a share: eval_steps=0.1.'
         )
     patience = [c.early_stopping_patience for c in facts.callbacks if hasattr(c, "early_stopping_patience")]
-    every = facts.steps_per_epoch if args.eval_strategy == "epoch" else args.eval_steps or args.logging_steps
-    evaluations = 0 if args.eval_strategy == "no" else int(steps / max(1, every))
     if patience and evaluations <= patience[0] + 1:
         yield (
             f"error, patience: early stopping waits for {patience[0]} evaluations that are no better, and the run has "
@@ -247,7 +316,7 @@ def _settings(facts):
 def _resume(facts):
     from transformers.trainer_utils import get_last_checkpoint
 
-    folder, resume_from = Path(facts.args.output_dir), facts.resume_from
+    folder, resume_from = Path(facts.args.output_dir), facts.resume_from_checkpoint
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     if last and not resume_from:
         yield (
@@ -258,7 +327,8 @@ def _resume(facts):
         return
     start = Path((last if resume_from is True else resume_from) or folder)
     state = start / "trainer_state.json"
-    done = json.loads(state.read_text())["global_step"] if state.exists() else None
+    saved = json.loads(state.read_text()) if state.exists() else {}
+    done, epoch = saved.get("global_step"), saved.get("epoch")
     if done is None:
         yield f"error, resume: {start.name} has no trainer_state.json: it would start over. Pass a folder checkpoint-N."
     elif done >= facts.steps:
@@ -266,10 +336,21 @@ def _resume(facts):
             f"error, resume: {start.name} is at step {done} and the run ends at step {facts.steps}: nothing is left to "
             "train. Raise num_train_epochs (or max_steps), or start anew in another output_dir."
         )
+    elif epoch and abs(epoch - done / facts.steps_per_epoch) > 1 / facts.steps_per_epoch + 0.02 * epoch:
+        yield (
+            f"error, resume: step {done} of {start.name} was in epoch {epoch:.2f}, with these rows and this batch size "
+            f"it is in epoch {done / facts.steps_per_epoch:.2f}: rows would be left out or come twice. Resume with "
+            "the rows, batch size and accumulation of before, or start anew from its weights."
+        )
+    elif not (start / "optimizer.pt").exists():
+        yield (
+            f"warning, resume: {start.name} has no optimizer.pt (save_only_model=True?): AdamW's moments and the "
+            "schedule of the rate begin anew."
+        )
 
 
 def _memory(facts):
-    if facts.device is None:
+    if facts.device is None or facts.not_collated:
         return
     from . import memory
 
@@ -278,31 +359,66 @@ def _memory(facts):
     longest = sorted(range(len(facts.tokens)), key=lambda i: len(facts.tokens[i]))[-2:]
     size, length = args.train_batch_size, facts.batch(longest)["input_ids"].shape[1]
     predicted = memory.predict(
-        config,
-        batch=size,
-        length=length,
+        config, batch=size, length=length, dtype=facts.model.dtype, device="cuda" if facts.on_gpu else "cpu",
         peft=next(iter(getattr(facts.model, "peft_config", {}).values()), None),
         quantization_config=getattr(config, "quantization_config", None),
-        dtype=facts.model.dtype,
         optim=args.optim if args.optim in memory.OPTIMIZERS else "adamw_torch",
         activation_checkpointing=bool(args.activation_checkpointing),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
-        device="cuda" if facts.on_gpu else "cpu",
-    )
+    )  # fmt: skip
     fit = memory.fits(predicted, facts.device)
     if fit.answer != "yes":
         level = "error" if fit.answer == "no" else "warning"
         yield f"{level}, memory: batches of {size} x {length} tokens, does it fit? {fit!r}"
-    keeps_logits = facts.compute_metrics and not facts.preprocess_logits and not args.prediction_loss_only
-    if facts.eval_rows is not None and facts.writes and keeps_logits:
-        rows, words = len(facts.eval_rows), config.vocab_size
-        kept = memory.Prediction(4 * rows * length * words, {}, "evaluation", device="cpu")
-        if memory.fits(kept, facts.device).answer != "yes":
+    rows = args.eval_batch_size
+    if facts.evaluates and facts.writes:  # the weights, what the optimizer keeps, the logits and their log-softmax
+        kept = {name: predicted.split.get(name, 0) for name in ("weights", "optimizer")}
+        kept["logits to evaluate"] = 2 * 4 * rows * length * facts.n_words
+        peak = memory.Prediction(sum(kept.values()), kept, "evaluation", device=predicted.device)
+        if peak.peak > predicted.peak and memory.fits(peak, facts.device).answer != "yes":
             yield (
-                f"error, evaluation memory: the logits of {rows} rows x {length} tokens x {words} words are kept, "
-                f"{kept.peak_gib:.2g} GiB. Keep less: preprocess_logits_for_metrics=metrics.keep_argmax."
+                f"error, evaluation memory: {rows} rows x {length} tokens x {facts.n_words} words are evaluated at "
+                f"once, which needs {peak.peak_gib:.2g} GiB, training {predicted.peak_gib:.2g}. Set "
+                f"per_device_eval_batch_size={size} or less."
             )
+
+
+def _rows(facts):
+    """What the Trainer, the collator or the model could not use."""
+    names = facts.dataset.column_names if hasattr(facts.dataset, "column_names") else list(facts.dataset[0])
+    if facts.args.remove_unused_columns and facts.columns.isdisjoint(names):
+        yield (
+            f"error, columns: the model takes none of the columns {', '.join(names)}, so the Trainer drops all. "
+            "Tokenise the rows; for a collator that does it itself set remove_unused_columns=False."
+        )
+    elif facts.not_collated:
+        yield (
+            f"error, collator: no batch can be made of rows with {', '.join(names)}: {facts.not_collated[0]} Pass "
+            "data_collator=: DataCollatorWithPadding, DataCollatorForTokenClassification or DataCollatorForSeq2Seq."
+        )
+    judged = facts.compute_metrics or facts.args.load_best_model_at_end
+    missing = [name for name in facts.label_names if name not in (facts.eval_batch or facts.label_names)]
+    if facts.evaluates and judged and missing and "labels" in facts.batches[0]:
+        yield (
+            f"error, evaluation: the evaluation rows have no {', '.join(missing)}, so the Trainer computes neither "
+            "their loss nor compute_metrics. Add the column, or set label_names to those that they have."
+        )
+
+
+def _begin(facts):
+    tokenizer = facts.tokenizer
+    begins = (getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id"))
+    begin = next((token for token in begins if token is not None), None)
+    masks = _column(facts.dataset, "attention_mask") or [[1] * len(tokens) for tokens in facts.tokens]
+    starts = [list(itertools.compress(*row))[:2] for row in zip(facts.tokens, masks, strict=True)]
+    twice = [number for number, start in enumerate(starts, 1) if begin is not None and start == [begin, begin]]
+    if len(twice) > len(starts) / 10:
+        yield (
+            f"error, begins twice: {len(twice)} of {len(starts)} rows begin with two "
+            f"{tokenizer.convert_ids_to_tokens(begin)} (the first is row {twice[0]}): the text has one already. "
+            "Tokenise it with add_special_tokens=False, here and for prompts; text.tokenize_chat does."
+        )
 
 
 def _vocabulary(facts):
@@ -317,7 +433,7 @@ def _vocabulary(facts):
 
 def _labels(facts):
     config, rows, n = facts.config, facts.labels, facts.n_words if facts.writes else facts.config.num_labels
-    if not rows and "labels" not in facts.batches[0]:
+    if facts.batches and not any(name in facts.batches[0] for name in ("labels", *facts.label_names)):
         yield "error, labels: the rows have no column labels, so there is no loss. Add it: text.tokenize does."
     empty = [number for number, labels in enumerate(rows, 1) if all(label == IGNORED for label in labels)]
     if len(empty) > len(rows) / 10:
@@ -325,7 +441,8 @@ def _labels(facts):
             f"error, nothing counts: in {len(empty)} of {len(rows)} rows (the first is row {empty[0]}) every label is "
             "-100, so nothing is learned. Look at one with text.preview: the mask does not find the answer in the text."
         )
-    if config.problem_type in ("regression", "multi_label_classification") or n == 1:
+    shares = any(isinstance(label, float) for labels in rows[:1] for label in labels)  # or several classes in a row
+    if config.problem_type in ("regression", "multi_label_classification") or n == 1 or shares:
         return
     flat = ((number, label) for number, labels in enumerate(rows, 1) for label in labels)
     wrong = [pair for pair in flat if isinstance(pair[1], str) or not (0 <= pair[1] < n or pair[1] == IGNORED)]
@@ -334,41 +451,50 @@ def _labels(facts):
         can_grow = not facts.writes and not isinstance(label, str) and label >= n
         cure = f", or load the model with num_labels={label + 1}" if can_grow else ""
         yield f"error, labels: row {number} has the label {label}, the model has {n} (0 to {n - 1}). Correct it{cure}."
-    missing = [] if facts.writes or len(facts.rows) > ROWS_READ else sorted(set(range(n)).difference(*rows))
+    missing = [] if facts.writes or len(facts.dataset) > ROWS_READ else sorted(set(range(n)).difference(*rows))
     if rows and missing and not wrong:
         names = ", ".join(str(config.id2label.get(label, label)) for label in missing)
         yield f"warning, class missing: no row has {names}, so it is not learned. Shuffle before you cut: data.split."
 
 
 def _leak(facts):
-    if facts.eval_rows is None or isinstance(facts.eval_rows, dict):
-        return
     training = {tuple(tokens): number for number, tokens in reversed([*enumerate(facts.tokens, 1)])}
-    held_out = [tuple(tokens) for tokens in _column(facts.eval_rows, "input_ids")]
-    leaks = [(number, training[tokens]) for number, tokens in enumerate(held_out, 1) if tokens in training]
-    if leaks:
-        (row, training_row), level = leaks[0], "error" if len(leaks) > len(held_out) / 100 else "warning"
-        yield (
-            f"{level}, leak: {len(leaks)} of {len(held_out)} evaluation rows are trained on too (row {row} is training "
-            f"row {training_row}). Take them out of the training rows: data.without_overlaps."
-        )
+    for name, rows in facts.eval_sets.items():
+        held_out = [tuple(tokens) for tokens in _column(rows, "input_ids")]
+        leaks = [(number, training[tokens]) for number, tokens in enumerate(held_out, 1) if tokens in training]
+        if leaks:
+            (row, training_row), level = leaks[0], "error" if len(leaks) > len(held_out) / 100 else "warning"
+            yield (
+                f"{level}, leak: {len(leaks)} of {len(held_out)} evaluation rows{' of ' * bool(name)}{name} are "
+                f"trained on too (row {row} is training row {training_row}). Take them out of the training rows: "
+                "data.without_overlaps."
+            )
+
+
+def _score(facts, logits, labels):
+    """What compute_metrics says of these logits, as the Trainer asks it."""
+    import transformers
+    from transformers.trainer_pt_utils import nested_numpify
+
+    if facts.preprocess_logits_for_metrics:
+        logits = facts.preprocess_logits_for_metrics(logits, labels)
+    evaluation = transformers.EvalPrediction(nested_numpify(logits), nested_numpify(labels))
+    return facts.compute_metrics(evaluation, **({"compute_result": True} if facts.args.batch_eval_metrics else {}))
 
 
 def _metric(facts):
     """What the metrics say of a model that answers every row with the most frequent class."""
-    judged = facts.eval_rows is not None and facts.compute_metrics and not facts.writes
-    labels = _column(facts.eval_rows, "labels") if judged else []
+    judged = facts.eval_sets and facts.compute_metrics and not facts.writes
+    labels = _column(next(iter(facts.eval_sets.values())), "labels") if judged else []
     if not labels or not isinstance(labels[0], int):
         return
     import torch
-    import transformers
 
     frequent, count = Counter(labels).most_common(1)[0]
-    logits = torch.eye(facts.config.num_labels)[[frequent] * len(labels)]
-    if facts.preprocess_logits:
-        logits = facts.preprocess_logits(logits, torch.tensor(labels))
-    scores = facts.compute_metrics(transformers.EvalPrediction(np.asarray(logits), np.asarray(labels)))
-    if count > 0.6 * len(labels) and min(scores.values()) > 0.6:
+    scores = {}
+    with _kept():  # what it raises is said after the trial
+        scores = _score(facts, torch.eye(facts.config.num_labels)[[frequent] * len(labels)], torch.tensor(labels))
+    if scores and count > 0.6 * len(labels) and min(scores.values()) > 0.6:
         shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
         yield (
             f"warning, metric: always answering {facts.config.id2label.get(frequent, frequent)} scores {shown}, so a "
@@ -386,7 +512,8 @@ def _padding(facts):
     for row in facts.sample:
         padded = []
         if facts.writes and facts.config.is_encoder_decoder:
-            padded = [label for label in row.labels[-1:] if label == facts.config.pad_token_id]
+            pad = facts.config.pad_token_id
+            padded = [label for label in row.labels[-1:] if label == pad != facts.config.eos_token_id]
         elif isinstance(row.labels, list) and len(row.labels) == len(row.real):
             padded = [label for label, real in zip(row.labels, row.real, strict=True) if not real and label != IGNORED]
         if padded:
@@ -426,27 +553,70 @@ def _answers(facts):
         )
 
 
-def _four_bit(layer):
-    return "4bit" in type(layer).__name__
+def _bits(layer):
+    """ "4", "8", or nothing for a layer that is not quantised."""
+    return "".join(re.findall(r"([48])bit", type(layer).__name__))
+
+
+def _own(facts):
+    """The ids of the weights that an adapter brings along, those of layers that it trains whole among them."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    parts = [*facts.adapter_layers, *(m for m in facts.model.modules() if isinstance(m, AuxiliaryTrainingWrapper))]
+    named = itertools.chain.from_iterable(part.named_parameters() for part in parts)
+    return {id(p) for name, p in named if not re.search(r"base_layer|original_module", name)}
 
 
 def _head(facts):
     """A new head has a bias of zeros, or none; one that was trained before may well be frozen."""
-    body = getattr(facts.base, facts.base.base_model_prefix, None)
+    body, own = getattr(facts.base, facts.base.base_model_prefix, None), _own(facts)
     for name, top in facts.base.named_children() if not facts.writes else ():
         heads = [layer for layer in top.modules() if getattr(layer, "out_features", None) == facts.config.num_labels]
-        if top is body or not heads or any(p.requires_grad for p in top.parameters()):
+        whole = [
+            p for p in top.parameters() if p.requires_grad and ("modules_to_save" in str(type(top)) or id(p) not in own)
+        ]
+        if top is body or not heads or whole or hasattr(top, "modules_to_save"):
             continue
-        if _four_bit(heads[0]):
+        new = heads[0].bias is None or not heads[0].bias.any()
+        if _bits(heads[0]):
             yield (
-                f"error, quantised head: {name} is new, in 4 bits and not trained: it stays as random as it was made. "
-                f'Load the base with llm_int8_skip_modules=["{name}"] and give the adapter task_type="SEQ_CLS".'
+                f"error, quantised head: {name} is new, in {_bits(heads[0])} bits and not trained: it stays as random "
+                f'as it was made. Load the base with llm_int8_skip_modules=["{name}"] and give the adapter '
+                'task_type="SEQ_CLS".'
             )
-        elif heads[0].bias is None or not heads[0].bias.any():
+        elif new and any(p.requires_grad for p in top.parameters()):
+            yield (
+                f"error, frozen head: {name} is new and a target of the adapter: its own weights stay as random as "
+                "they were made, and are not saved, so a base that is loaded anew has others. Take it out of "
+                f'target_modules and set modules_to_save=["{name}"].'
+            )
+        elif new:
             yield (
                 f"error, frozen head: {name} is new (its bias is all zeros) and not trained: it stays as random as it "
                 f'was made. Set its requires_grad, or modules_to_save=["{name}"] in the configuration of the adapter.'
             )
+
+
+def _saved(facts):
+    """Weights of the base that are trained, and that the folder of the adapter would not have."""
+    import peft
+
+    own = _own(facts)
+    trained = {name: p for name, p in facts.base.named_parameters() if p.requires_grad and id(p) not in own}
+    if not trained or not isinstance(facts.model, peft.PeftModel):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on embeddings that it adds to what is saved
+        states = [peft.get_peft_model_state_dict(facts.model, adapter_name=name) for name in facts.model.peft_config]
+    saved = {tensor.data_ptr() for state in states for tensor in state.values()}
+    lost = [name.split(".") for name, p in trained.items() if p.data_ptr() not in saved]
+    names = sorted({parts[-2] if parts[0] == facts.base.base_model_prefix else parts[0] for parts in lost})
+    if lost:
+        yield (
+            f"error, not saved: {', '.join(names)} is trained and not in modules_to_save: the folder of the adapter "
+            f"lacks {'.'.join(lost[0])}, so a base that is loaded anew has another. Set modules_to_save="
+            f"{json.dumps(names)} in its configuration instead of requires_grad."
+        )
 
 
 def _adapters(facts):
@@ -455,11 +625,12 @@ def _adapters(facts):
     own = [p for layer in layers for name, p in layer.named_parameters() if "base_layer" not in name]
     newest = next(reversed(getattr(model, "peft_config", {})), None)  # none when the layers were put in by hand
     idle = [layer for layer in layers if newest in getattr(layer, "lora_B", ()) and newest not in layer.active_adapters]
-    if any(_four_bit(layer.get_base_layer()) for layer in merged):
+    bits = next(filter(None, (_bits(layer.get_base_layer()) for layer in merged)), None)
+    if bits:
         yield (
-            f"error, merged in four bits: in {len(merged)} layers the adapter is merged into 4-bit weights, which were "
-            "rounded again: the answers are not those that you trained. Load the base anew; when training is done, "
-            "merge into base.dequantize()."
+            f"error, merged in four bits: in {len(merged)} layers the adapter is merged into {bits}-bit weights, "
+            "which were rounded again: the answers are not those that you trained. Load the base anew; when training "
+            "is done, merge into base.dequantize()."
         )
     elif merged:
         yield "error, adapter: the adapter is merged, so it is not trained. Call model.unmerge_adapter() first."
@@ -472,22 +643,29 @@ def _adapters(facts):
             f"error, adapter: the adapter {newest} is new (its B is all zeros) and not active, so it is not trained; "
             f'others are. Call model.set_adapter("{newest}") first.'
         )
-    if layers and hasattr(model, "get_base_model") and "peft_config" not in vars(model.base_model):
-        # peft keeps the list of adapters in the PeftModel that was first on a base; a second one has none of its own
+    if not layers or not hasattr(model, "get_base_model"):
+        return
+    # peft keeps the list of adapters in the PeftModel that was first on a base; a second one has none of its own, and
+    # leaves in the first one's layers another adapter that is active, or ranks that are not those of its list
+    second, config = "peft_config" not in vars(model.base_model), model.peft_config.get(newest)
+    ranks = {layer.r[newest] for layer in layers if newest in getattr(layer, "lora_B", ())}
+    other = config.peft_type == "LORA" and not config.rank_pattern and ranks - {config.r}
+    if second or other or any(set(layer.active_adapters) != set(model.active_adapters) for layer in layers):
+        whose = "this one is written into the same layers" if second else "that one is written over this one"
         yield (
-            "error, adapter overwritten: the base carried the adapter of another PeftModel already, and this one is "
-            "written into the same layers. Keep one PeftModel, on a base that was loaded anew, and add to it: "
-            "model.load_adapter(folder, name)."
+            f"error, adapter overwritten: the base carries the adapter of another PeftModel, and {whose}. Keep one "
+            "PeftModel, on a base that was loaded anew, and add to it: model.load_adapter(folder, name)."
         )
 
 
 def _frozen(facts):
-    if any(map(_four_bit, facts.model.modules())) and not hasattr(facts.model, "peft_config"):
+    bits = next(filter(None, map(_bits, facts.model.modules())), None)
+    if bits and not hasattr(facts.model, "peft_config"):
         yield (
-            "error, merged in four bits: 4-bit weights without an adapter cannot be trained. If one was merged into "
-            "them, they were rounded again: load the base anew, and add an adapter with get_peft_model."
+            f"error, merged in four bits: {bits}-bit weights without an adapter cannot be trained. If one was merged "
+            "into them, they were rounded again: load the base anew, and add an adapter with get_peft_model."
         )
-    elif not any(p.requires_grad for p in facts.model.parameters()):
+    elif not facts.trained:
         yield "error, no gradient: no weight has requires_grad, so nothing is trained. Unfreeze what shall learn."
 
 
@@ -504,6 +682,11 @@ class Trial:
     during: list = field(default_factory=list)  # the loss of each step
     reached: set = field(default_factory=set)  # names of the weights that had a gradient
     ignores_count: bool = False  # whether the loss is the same when it is told of twice as many items
+    stuck: dict = field(default_factory=dict)  # new tokens, to the tables in which they stay as they are
+    kept: dict = field(default_factory=dict)  # the outputs that an evaluation keeps, with the bytes of each row
+    n_kept: float = 0  # the bytes of a row that are left after preprocess_logits_for_metrics
+    scores: object = None  # what compute_metrics says of a batch
+    errors: list = field(default_factory=list)  # what the evaluation raised
 
 
 def _trial(facts):
@@ -526,9 +709,67 @@ def _trial(facts):
             with autocast, torch.no_grad():
                 shares = [_loss_of_share(facts, model, n_items) for n_items in (100, 200)]
             trial.ignores_count = shares[0] != 0 and math.isclose(*shares, rel_tol=1e-3)
+        if facts.evaluates and facts.compute_metrics and not facts.args.prediction_loss_only:
+            with autocast, torch.no_grad(), _kept() as trial.errors:
+                _evaluate(model.eval(), facts, trial)
+        new = _new_tokens(facts)
+        tables = _tables(model, new)
         _train(model.train(), facts, trial, autocast)
         trial.after = mean_loss()
+        for (name, before), (_, after) in zip(tables, _tables(model, new), strict=True):
+            still = (before == after).reshape(len(new), -1).all(dim=1).tolist()
+            trial.stuck[name] = [token for token in itertools.compress(new, still) if token in facts.used[name]]
     return trial
+
+
+def _new_tokens(facts):
+    """Tokens of the sampled rows that pre-training did not know: beyond the model that was saved, or its tokenizer."""
+    import transformers
+
+    n_known = facts.n_words
+    with _kept():  # a model that was never saved, or is not on this machine
+        saved = transformers.AutoConfig.from_pretrained(facts.base.name_or_path, local_files_only=True)
+        n_known = saved.get_text_config().vocab_size
+    now = getattr(facts.tokenizer, "added_tokens_decoder", {})
+    before = map(int, getattr(facts.tokenizer, "init_kwargs", {}).get("added_tokens_decoder", now))
+    n_known = min([n_known, *(now.keys() - set(before))])
+    return sorted(token for token in set.union(*facts.used.values()) if token >= n_known)
+
+
+def _tables(model, tokens):
+    """The input and the output table of these tokens, as [name, a row or number for each], adapters included."""
+    import torch
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not tokens:
+        return []
+    with torch.no_grad():
+        ids = torch.tensor(tokens, device=model.device)
+        rows = base.eval().get_input_embeddings()(ids)
+        head = base.get_output_embeddings()
+        probe = torch.linspace(-1, 1, base.config.hidden_size, device=rows.device, dtype=rows.dtype)
+        return [("input", rows.clone())] + ([("output", head(probe[None])[0, ids].clone())] if head else [])
+
+
+def _evaluate(model, facts, trial):
+    """What the Trainer keeps of each row of an evaluation, and what the metrics say of a batch of them."""
+    batch, generates = facts.eval_batch, getattr(facts.args, "predict_with_generate", False)
+    ignored = ["loss", *getattr(facts.config, "keys_to_ignore_at_inference", ["past_key_values"])]
+    outputs = {} if generates else model(**batch)
+    kept = {name: value for name, value in outputs.items() if name not in ignored}
+    labels = [batch[name] for name in facts.label_names]
+    labels = labels[0] if len(labels) == 1 else tuple(labels)
+    logits = labels.clamp(min=0) if generates else next(iter(kept.values())) if len(kept) == 1 else tuple(kept.values())
+    n_rows = len(next(iter(batch.values())))
+    trial.kept = {name: _bytes(value) / n_rows for name, value in kept.items()}
+    left = facts.preprocess_logits_for_metrics(logits, labels) if facts.preprocess_logits_for_metrics else logits
+    trial.n_kept = _bytes(left) / n_rows
+    trial.scores = _score(facts, logits, labels)
+
+
+def _bytes(tensors):
+    nested = isinstance(tensors, (tuple, list))
+    return sum(map(_bytes, tensors)) if nested else tensors.numel() * tensors.element_size()
 
 
 def _loss_of_share(facts, model, n_items):
@@ -536,9 +777,9 @@ def _loss_of_share(facts, model, n_items):
     import torch
 
     batch, count = dict(facts.batches[0]), {"num_items_in_batch": torch.tensor(n_items, device=model.device)}
-    labels = batch.pop("labels") if facts.compute_loss else None
+    labels = batch.pop("labels") if facts.compute_loss_func else None
     outputs = model(**batch, **(count if facts.takes_count else {}))
-    return (facts.compute_loss(outputs, labels, **count) if facts.compute_loss else outputs.loss).item()
+    return (facts.compute_loss_func(outputs, labels, **count) if facts.compute_loss_func else outputs.loss).item()
 
 
 def _train(model, facts, trial, autocast):
@@ -570,10 +811,21 @@ def _losses_added(facts):
     args = facts.args
     several_labels = facts.config.problem_type == "multi_label_classification"
     smoothed = args.label_smoothing_factor and not several_labels  # by the Trainer, which divides as it should
-    if not facts.compute_loss and (smoothed or not facts.takes_count):
+    if not facts.compute_loss_func and (smoothed or not facts.takes_count):
         return 1  # it averages them
     processes = max(args.world_size, args.n_gpu) if args.average_tokens_across_devices else 1
-    return processes * (1 if facts.loss_is_scaled is False else args.gradient_accumulation_steps)
+    return processes * (1 if facts.loss_is_scaled_for_ga is False else args.gradient_accumulation_steps)
+
+
+def _tried(facts):
+    with _kept() as errors:
+        trial = _trial(facts)
+    for error in errors:
+        sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in facts.batches[0].items())
+        yield f"error, does not run: a training step on {sizes} stops with {error} Mend it first: the run would too."
+        return
+    for look in (_after_trial, _stuck, _after_evaluation, _chosen_by):
+        yield from look(facts, trial)
 
 
 def _after_trial(facts, trial):
@@ -584,27 +836,30 @@ def _after_trial(facts, trial):
     n, model = _losses_added(facts), "model" if facts.base is facts.model else "model.get_base_model()"
     if trial.ignores_count:
         whose, cure = "the model's loss", f"Set {model}.accepts_loss_kwargs = False before the Trainer is made."
-        if facts.compute_loss:
+        if facts.compute_loss_func:
             whose, cure = "compute_loss_func", "Let it return the sum of the losses, divided by num_items_in_batch."
         yield (
             f"warning, accumulation: {whose} is a mean that ignores num_items_in_batch, so the Trainer adds those of "
             f"{n} small batches instead of averaging them: loss and gradients are {n} times too large. {cure}"
         )
-    sizes = {name: p.numel() for name, p in facts.model.named_parameters() if p.requires_grad}
+    sizes = {name: p.numel() for name, p in facts.trained.items()}
     left = [name for name in sizes if name not in trial.reached]
     later = float(np.mean(during[1:] or [before]))
     steps = f"{TRIAL_STEPS} trial steps at the rate {rate:g}"
     moved = max((abs(a - b) for a, b in zip(during[2:], during, strict=False)), default=0)  # the same batch again
     if during and sum(sizes[name] for name in left) > sum(sizes.values()) / 2:
-        yield (
-            f"error, no gradient: no gradient arrives at {left[0]} and {len(left) - 1} others. Look for a layer "
-            "between it and the loss that is unused, or cut off by detach or no_grad."
-        )
+        cure = "Look for a layer between it and the loss that is unused, or cut off by detach or no_grad."
+        if facts.args.activation_checkpointing:
+            cure = 'With gradient checkpointing: activation_checkpointing_kwargs={"use_reentrant": False}.'
+        yield f"error, no gradient: no gradient arrives at {left[0]} and {len(left) - 1} others. {cure}"
     elif not 1e-6 < before < math.inf:
-        yield (
-            f"error, loss: the loss is {before:g} before any training. Look at the labels of a batch, and at the "
-            "dtype: fp16 overflows where bf16 and fp32 do not."
+        broken = next((name for name, p in facts.model.named_parameters() if not p.isfinite().all()), None)
+        cure = (
+            f"The weights {broken} hold NaN or infinity: load them anew."
+            if broken
+            else ("Look at the labels of a batch, and at the dtype: fp16 overflows where bf16 and fp32 do not.")
         )
+        yield f"error, loss: the loss is {before:g} before any training. {cure}"
     elif not later < 2 * before + 1:
         yield (
             f"error, learning rate: in {steps} the loss rose from {before:.2f} to {later:.2f}. Try a tenth of the rate."
@@ -616,8 +871,87 @@ def _after_trial(facts, trial):
         )
 
 
+def _stuck(facts, trial):
+    stuck = sorted({token for tokens in trial.stuck.values() for token in tokens})
+    if stuck:
+        names = facts.tokenizer.convert_ids_to_tokens(stuck[:5]) if facts.tokenizer else map(str, stuck[:5])
+        tables = " and ".join(name for name, tokens in trial.stuck.items() if tokens)
+        yield (
+            f"error, new tokens: {', '.join(names)} are new, and their rows of the {tables} embeddings are frozen: "
+            f"they stay as random as they were made. Give the adapter trainable_token_indices={stuck[:5]}, or "
+            "modules_to_save with both embeddings."
+        )
+
+
+def _after_evaluation(facts, trial):
+    """What the Trainer would keep of an evaluation."""
+    from . import memory
+
+    for error in trial.errors:
+        yield (
+            f"warning, evaluation: compute_metrics, or what comes before it, raises on {len(facts.batches[0])} rows "
+            f"{error} Try it on a few rows, unless it needs all of them."
+        )
+    logits = sum(size for name, size in trial.kept.items() if "logits" in name)
+    rows, more = max(map(len, facts.eval_sets.values()), default=0), trial.n_kept > 2 * logits > 0
+    total = memory.Prediction(int(trial.n_kept * rows), {}, "evaluation", device="cpu")
+    large = facts.device and memory.fits(total, facts.device).answer != "yes"
+    if more or large:
+        level, name = ("error", "evaluation memory") if large else ("warning", "evaluation outputs")
+        kept = ", ".join(trial.kept)
+        switch = "".join(
+            f"model.config.output_{name}=False or " for name in ("hidden_states", "attentions") if name in trial.kept
+        )
+        yield (
+            f"{level}, {name}: an evaluation keeps {kept} of each row, {trial.n_kept / 1024:.3g} KiB, of {rows} rows "
+            f"{total.peak_gib:.2g} GiB. Keep less: {switch}preprocess_logits_for_metrics=metrics.keep_argmax."
+        )
+
+
+def _chosen_by(facts, trial):
+    """The metric that shall choose the best checkpoint: there has to be one, and its better side has to be known."""
+    wanted, greater = facts.args.metric_for_best_model, bool(facts.args.greater_is_better)
+    if not wanted or not facts.evaluates or (trial.scores is None and facts.compute_metrics):
+        return
+    names = {"loss", "runtime", "samples_per_second", "steps_per_second", *(trial.scores or ())}
+    prefixes = [f"eval_{part}_" if part else "eval_" for part in facts.eval_sets]
+    known = {name if name.startswith(prefix) else prefix + name: name for prefix in prefixes for name in names}
+    full = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+    sign = _direction(facts, known[full]) if full in known else 0
+    if full not in known:
+        useful = ", ".join(sorted(name for name in known if not re.search("runtime|per_second", name)))
+        yield (
+            f'error, best metric: metric_for_best_model="{wanted}", and the evaluation gives {useful}. It would stop '
+            "with a KeyError after the first one. Take one of these, or let compute_metrics give it."
+        )
+    elif sign and greater != (sign > 0):
+        yield (
+            f"error, best metric: of {wanted} {'more' if sign > 0 else 'less'} is better, and greater_is_better="
+            f"{greater}: the worst checkpoint would be kept. Set greater_is_better={not greater}."
+        )
+
+
+def _direction(facts, name):
+    """Above 0 where more of a metric is better, below 0 where less is: by right and wrong answers, or by its name."""
+    import torch
+
+    labels, n = facts.eval_batch.get("labels"), facts.config.num_labels
+    if facts.compute_metrics and labels is not None and not facts.writes and name != "loss":
+        sides = labels[..., None].float(), -labels[..., None].float() - 100
+        if not labels.is_floating_point() and n > 1:
+            sides = [10 * torch.eye(n)[(labels.cpu().clamp(min=0) + turn) % n] for turn in (0, 1)]
+        with _kept():
+            right, wrong = (_score(facts, side, labels)[name] for side in sides)
+            return float(right > wrong) - float(right < wrong)
+    return bool(MORE.search(name.lower())) - bool(LESS.search(name.lower()))
+
+
+MORE = re.compile(r"(^|_)(accuracy|acc|f\d*|precision|recall|auc|rouge\w*|bleu|chrf|em|exact|mcc)(_|\d|$)")
+LESS = re.compile(r"(^|_)(loss|error|err|wer|cer|ter|mae|r?mse|perplexity|ppl|nll|brier|distance)(_|\d|$)")
 CHECKS = (
-    _settings, _resume, _memory, _vocabulary, _labels, _leak, _metric, _padding, _answers, _head, _adapters, _frozen,
+    _settings, _best, _resume, _rows, _memory, _vocabulary, _begin, _labels, _leak, _metric, _padding, _answers, _head,
+    _saved, _adapters, _frozen,
 )  # fmt: skip
 NO_TRIAL = {"vocabulary", "labels", "nothing counts", "memory"}  # with these the trial would fail, or show nothing
+NO_TRIAL |= {"columns", "collator", "half precision"}
 NO_TRIAL |= {"quantised head", "merged in four bits", "no gradient"}

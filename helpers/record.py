@@ -51,13 +51,13 @@ def save(folder, name, *, settings, metrics, curve=None, **more):
         if not isinstance(fields[key], dict):
             raise ValueError(f"{key} is {type(fields[key]).__name__}; pass a dict of names and values.")
     lines = [f'  "{key}": {_text(_jsonable(value, key))}' for key, value in fields.items() if value is not None]
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    text = ("{\n" + ",\n".join(lines) + "\n}\n").encode(errors="backslashreplace")  # before there is a file
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         path = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
         # "x" fails if the file exists, also if another process has just made it
-        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8", newline="\n") as file:
+        with contextlib.suppress(FileExistsError), path.open("xb") as file:
             file.write(text)
             return path
 
@@ -92,7 +92,7 @@ def _natural(path):
 
 def _read(path):
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda constant: None)  # NaN is no JSON
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no record {path}. Run the cell that saves it first.") from None
     except ValueError as error:  # JSON and UTF-8 errors are both ValueErrors
@@ -119,9 +119,12 @@ def _jsonable(value, name):
     if hasattr(value, "_asdict"):  # a named tuple, such as metrics.Interval
         value = value._asdict()
     if isinstance(value, dict):
-        return {str(key): _jsonable(item, f"{name}.{key}") for key, item in value.items()}
+        plain = {str(key): _jsonable(item, f"{name}.{key}") for key, item in value.items()}
+        if len(plain) < len(value):
+            raise ValueError(f'{name} has two keys that are the same as text, such as 1 and "1". Rename one.')
+        return plain
     if isinstance(value, (set, frozenset)):
-        value = sorted(value)
+        value = sorted(value, key=str)
     if isinstance(value, (list, tuple)):
         return [_jsonable(item, f"{name}[{i}]") for i, item in enumerate(value)]
     raise ValueError(f"{name} is {type(value).__name__}, which JSON cannot hold. Pass numbers, text, lists or dicts.")

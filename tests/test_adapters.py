@@ -141,6 +141,13 @@ def test_a_plan_shows_each_kind_of_layer_once_and_leaves_its_arguments_alone():
         (ModernBertConfig(pad_token_id=0), lora(), ["no default layers for modernbert", "Wqkv"]),
         (ENCODER, lora(target_modules=["query"], r=64), ["query: rank 64, smaller side 32", "Pass r=32"]),
         (ENCODER, LoraConfig(target_modules=["query"]), ["task_type=None", "SEQ_CLS", "random"]),
+        (
+            ENCODER,
+            lora(target_modules=["query"], modules_to_save=["classifer"]),
+            ["no layer named classifer", "closest: cl"],
+        ),
+        (GPT2Config(), lora("CAUSAL_LM", target_modules=["c_atn"]), ["no layer named c_atn", "closest: c_attn"]),
+        (GPT2Config(n_embd=32, n_head=2), lora(target_modules=["c_attn"], r=64), ["c_attn: rank 64, smaller side 32"]),
         ("no-such-folder", lora(), ["no-such-folder", "folder with a config.json", "model.config"]),
     ],
 )
@@ -279,6 +286,94 @@ def test_an_adapter_of_another_base_is_an_error(family, changes, words, tmp_path
     assert all(word in str(error.value) for word in words), error.value
     assert "mine" in str(error.value)
     assert str(tmp_path) not in str(error.value)
+
+
+GPT2 = GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=60, pad_token_id=0)
+
+
+def gpt2(kind="AutoModelForCausalLM", **changes):
+    config = copy.deepcopy(GPT2)
+    config.update(changes)
+    return getattr(transformers, kind).from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "words"),
+    [
+        (dict(target_modules=["c_attn"]), {}, None),  # a Conv1D, whose weight has its sides the other way round
+        (dict(target_modules=["c_attn"]), dict(n_embd=64), "c_attn with 32 inputs, this base has 64"),
+        (
+            dict(target_modules=["c_fc"], fan_in_fan_out=True),
+            dict(n_inner=48),
+            "c_fc with 128 outputs, this base has 48",
+        ),
+        (dict(target_modules=["wte", "c_attn"]), {}, None),
+        (dict(target_modules=["wte", "c_attn"]), dict(vocab_size=58), "resize_token_embeddings.60."),
+        (dict(target_modules=["c_attn"], modules_to_save=["wte"]), dict(vocab_size=58), "resize_token_embeddings.60."),
+        (
+            dict(target_modules=["c_attn"], trainable_token_indices=[58, 59]),
+            dict(vocab_size=58),
+            "new token 59, .*embeddings.60.",
+        ),
+        (dict(target_modules=["c_attn"], trainable_token_indices={"wte": [59]}), {}, None),
+        (
+            dict(target_modules=["c_attn"], trainable_token_indices={"wte": [59]}),
+            dict(vocab_size=59),
+            "Load the tokenizer",
+        ),
+    ],
+)
+def test_conv1d_and_tables_of_tokens(settings, changes, words, tmp_path):
+    get_peft_model(gpt2(), lora("CAUSAL_LM", r=4, **settings)).save_pretrained(tmp_path, save_embedding_layers=False)
+    if words is None:
+        adapters.check_fits(tmp_path, gpt2(**changes))
+        adapters.check_fits(tmp_path, get_peft_model(gpt2(**changes), lora("CAUSAL_LM", r=4, **settings)))
+        return
+    with pytest.raises(ValueError, match=words):
+        adapters.check_fits(tmp_path, gpt2(**changes))
+
+
+@pytest.mark.parametrize(
+    ("saved_as", "task", "loaded_as", "labels", "words"),
+    [
+        (
+            "AutoModelForSequenceClassification",
+            "SEQ_CLS",
+            "AutoModelForCausalLM",
+            2,
+            "score, .* AutoModelForSequenceCl",
+        ),
+        ("AutoModelForSequenceClassification", "SEQ_CLS", "AutoModelForSequenceClassification", 4, "num_labels=2"),
+        (
+            "AutoModelForTokenClassification",
+            "TOKEN_CLS",
+            "AutoModelForSequenceClassification",
+            2,
+            "classifier, .*lacks",
+        ),
+    ],
+)
+def test_a_head_of_another_task_or_size(saved_as, task, loaded_as, labels, words, tmp_path):
+    get_peft_model(gpt2(saved_as), lora(task, target_modules=["c_attn"], r=4)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        adapters.check_fits(tmp_path, gpt2(loaded_as, num_labels=labels))
+
+
+def test_a_resized_base_that_is_not_resized_again_needs_the_tokenizer(tmp_path):
+    """Tokens were added, the tied embeddings resized, and peft saves them with the adapter."""
+    base = gpt2()
+    base.name_or_path = str(tmp_path / "base")
+    base.save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(62, mean_resizing=False)
+    get_peft_model(base, lora("CAUSAL_LM", target_modules=["c_attn"], r=4)).save_pretrained(tmp_path / "adapter")
+    fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with pytest.raises(
+        ValueError, match=r"wte.weight with 62 rows, this base has 60 tokens.*tokenizer.*embeddings\(62\)"
+    ):
+        adapters.check_fits(tmp_path / "adapter", fresh)
+    fresh.resize_token_embeddings(62, mean_resizing=False)
+    adapters.check_fits(tmp_path / "adapter", fresh)
 
 
 def test_another_name_is_an_error_that_can_be_waived(tmp_path):

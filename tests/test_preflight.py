@@ -159,11 +159,49 @@ def merged(folder, stay):
         return of_writer(folder, model if stay else model.merge_and_unload())
 
 
-def checkpoints(folder, **changes):
+def checkpoints(folder, optimizer=True, **changes):
     """A folder with a checkpoint at step 40, as the Trainer leaves it."""
     (folder / "checkpoint-40").mkdir()
+    (folder / "checkpoint-40" / "optimizer.pt").write_bytes(b"") if optimizer else None
     transformers.TrainerState(global_step=40).save_to_json(folder / "checkpoint-40" / "trainer_state.json")
     return of_classifier(folder, **changes)
+
+
+def caches(folder):
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=8192,
+        pad_token_id=0, num_labels=3,
+    )  # fmt: skip
+    model = transformers.LlamaForSequenceClassification(config)
+    model.config.keys_to_ignore_at_inference = []
+    return of_classifier(folder, model, eval_strategy="epoch", learning_rate=1e-3, preprocess_logits_for_metrics=None)
+
+
+def trains_norms():
+    model = sorter(dict(target_modules=["q_proj"]))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or "model.norm" in name)
+    return model
+
+
+def one_output():
+    transformers.set_seed(0)
+    return transformers.AutoModelForSequenceClassification.from_pretrained(ENCODER, num_labels=1)
+
+
+def positions_of(n):
+    small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=8192)
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(**small, num_labels=3, max_position_embeddings=n)
+    )
+
+
+def overwritten_first(folder, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = saved_adapter(is_trainable=True)
+        PeftModel.from_pretrained(first.get_base_model(), ADAPTERS / "intent", is_trainable=True, **options)
+        return of_writer(folder, first)
 
 
 def cut_off(folder):
@@ -194,6 +232,93 @@ def that_takes_no_count():
 def detached(output):
     output.last_hidden_state = output.last_hidden_state.detach()
     return output
+
+
+def error_rate(evaluation):
+    return {"error_rate": float(np.mean(evaluation.predictions != evaluation.label_ids))}
+
+
+def chosen(folder, metric, **changes):
+    """A run that keeps the best checkpoint by this metric."""
+    usual = dict(
+        eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model=metric
+    )
+    return of_classifier(folder, **{**usual, "compute_metrics": error_rate, **changes})
+
+
+def twice(rows, token):
+    return [{"input_ids": [token, *row["input_ids"]], "labels": [-100, *row["labels"]]} for row in rows]
+
+
+def sorter(settings, kind=transformers.LlamaForSequenceClassification, task="SEQ_CLS", **more):
+    """A small decoder or encoder with a head for three classes, and LoRA on it."""
+    transformers.set_seed(0)
+    small = dict(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=8192, num_labels=3, pad_token_id=0
+    )
+    model = kind(kind.config_class(**small, **({} if "GPT2" in kind.__name__ else {"intermediate_size": 64})))
+    return get_peft_model(model, LoraConfig(task_type=task, r=4, **settings))
+
+
+def head_by_hand(folder, kind=transformers.LlamaForSequenceClassification, head="score", targets=("q_proj",)):
+    model = sorter(dict(target_modules=list(targets)), kind, task=None)
+    getattr(model.get_base_model(), head).requires_grad_(True)
+    return of_classifier(folder, model, learning_rate=1e-3)
+
+
+@functools.cache
+def with_new_tokens():
+    new = transformers.AutoTokenizer.from_pretrained(DECODER)
+    new.add_tokens(["<|call|>", "<|result|>"], special_tokens=True)
+    texts = [f"<|begin|>lamp {i}<|assistant|><|call|> lamp {i}<|result|><|end|>" for i in range(80)]
+    ids = [new(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return new, Dataset.from_list([{"input_ids": row, "labels": [-100] * 6 + row[6:]} for row in ids])
+
+
+def new_tokens(folder, **settings):
+    model, (new, rows) = writer(), with_new_tokens()
+    model.resize_token_embeddings(len(new), mean_resizing=False)
+    if settings:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **settings))
+    given = dict(tokenizer=new, data_collator=DataCollatorForSeq2Seq(new))
+    return of_writer(folder, model, rows, args=arguments(folder, learning_rate=2e-3)) | given
+
+
+def in_half(folder, dtype=torch.float16, lora=False, **changes):
+    model = classifier(dtype=dtype)
+    if lora:
+        model = get_peft_model(model, LoraConfig(**LORA, task_type="SEQ_CLS"), autocast_adapter_dtype=False)
+    return of_classifier(folder, model, **changes)
+
+
+def evaluates_much(folder, **changes):
+    """A vocabulary that is large beside the rest: the logits of an evaluation batch are more than training needs."""
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64_000, **small))
+    rows = [[{"input_ids": [i + j] * 64, "labels": [i + j] * 64} for j in range(32)] for i in (3, 100)]
+    args = arguments(folder, per_device_train_batch_size=2, per_device_eval_batch_size=32, eval_strategy="epoch")
+    given = of_writer(folder, model, Dataset.from_list(rows[0]), eval_dataset=Dataset.from_list(rows[1]), args=args)
+    return given | {"data_collator": transformers.default_data_collator, "tokenizer": None} | changes
+
+
+def epoch_of_before(folder, **changes):
+    given = checkpoints(folder, resume_from_checkpoint=True, **changes)
+    state = transformers.TrainerState(global_step=40, epoch=4.0)
+    state.save_to_json(folder / "checkpoint-40" / "trainer_state.json")
+    return given
+
+
+def end_is_padding_in_the_collator(folder, collator):
+    """A tokenizer that has no padding of its own, so that people take the end for it."""
+    same = transformers.AutoTokenizer.from_pretrained(DECODER)
+    same.pad_token = same.eos_token
+    return of_writer(folder, data_collator=collator(same)) | {"tokenizer": same}
+
+
+def without_answers(folder):
+    """Rows that were cut so early that no answer is left in most of them."""
+    rows = [{name: row[name][:6] for name in ("input_ids", "labels")} for row in titles()]
+    return of_writer(folder, rows=Dataset.from_list(rows))
 
 
 BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name of the problem, words of its message)
@@ -311,10 +436,185 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
     ),
     "evaluation eats memory": (
         lambda f: of_writer(
-            f, eval_dataset=concatenate_datasets([titles("validation")] * 4), compute_metrics=len, device=0.3
+            f,
+            eval_dataset=concatenate_datasets([titles("validation")] * 4),
+            compute_metrics=lambda evaluation: {},
+            device=0.3,
+            args=arguments(f, learning_rate=1e-3, eval_strategy="epoch", per_device_eval_batch_size=2),
         ),
         "evaluation memory",
-        "4096 words",
+        "keeps logits of each row, .* of 320 rows",
+    ),
+    "begins twice": (
+        lambda f: of_writer(f, rows=twice(titles(), tokenizer(DECODER).bos_token_id)),
+        "begins twice",
+        "80 of 80",
+    ),
+    "head by hand": (head_by_hand, "not saved", r'score is trained and not in modules_to_save.*\["score"\]'),
+    "head by hand, classifier": (
+        lambda f: head_by_hand(f, transformers.BertForSequenceClassification, "classifier", ["query"]),
+        "not saved",
+        r'\["classifier"\]',
+    ),
+    "norms by hand": (
+        lambda f: of_classifier(f, trains_norms(), learning_rate=1e-3),
+        "not saved",
+        r'\["norm"\]|norm',
+    ),
+    "head as a target": (
+        lambda f: of_classifier(f, sorter(dict(target_modules=["q_proj", "score"]), task=None), learning_rate=1e-3),
+        "frozen head",
+        "score is new and a target of the adapter",
+    ),
+    "head of a Conv1D model": (
+        lambda f: head_by_hand(f, transformers.GPT2ForSequenceClassification, "score", ["c_attn"]),
+        "not saved",
+        "score is trained",
+    ),
+    "new tokens": (
+        lambda f: new_tokens(f, target_modules=["q_proj"]),
+        "new tokens",
+        r"<\|call\|>, <\|result\|> are new.*trainable_token_indices=\[4096, 4097\]",
+    ),
+    "new tokens, one forgotten": (
+        lambda f: new_tokens(f, target_modules=["q_proj"], trainable_token_indices=[4096]),
+        "new tokens",
+        r"^<\|result\|> are new",
+    ),
+    "new tokens, output frozen": (
+        lambda f: new_tokens(f, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+        "new tokens",
+        "of the output embeddings",
+    ),
+    "fp16 twice": (lambda f: in_half(f, fp16=True), "half precision", "in float16, .*unscale"),
+    "fp16 twice, adapter": (lambda f: in_half(f, lora=True, fp16=True), "half precision", "in float16, .*unscale"),
+    "bf16 and fp16": (lambda f: in_half(f, torch.bfloat16, fp16=True), "half precision", "in bfloat16"),
+    "fp16 alone": (in_half, "half precision", "in float16 alone"),
+    "hidden states": (
+        lambda f: of_classifier(
+            f, classifier(output_hidden_states=True), eval_strategy="epoch", preprocess_logits_for_metrics=None
+        ),
+        "evaluation outputs",
+        "keeps logits, hidden_states of each row, .*output_hidden_states=False",
+    ),
+    "attentions": (
+        lambda f: of_classifier(
+            f,
+            classifier(output_attentions=True, attn_implementation="eager"),
+            eval_strategy="epoch",
+            preprocess_logits_for_metrics=None,
+        ),
+        "evaluation outputs",
+        "output_attentions=False",
+    ),
+    "a cache": (caches, "evaluation", "DynamicCache"),
+    "evaluation batch": (lambda f: evaluates_much(f, device=0.5), "evaluation memory", "per_device_eval_batch_size=2"),
+    "best of no such metric": (lambda f: chosen(f, "f1"), "best metric", "gives eval_error_rate, eval_loss"),
+    "best of no such set": (
+        lambda f: chosen(f, "error_rate", eval_dataset={"mine": reviews("validation")}),
+        "best metric",
+        "eval_mine_error_rate",
+    ),
+    "worst by error": (lambda f: chosen(f, "error_rate"), "best metric", "less is better.*greater_is_better=False"),
+    "worst by a name": (
+        lambda f: chosen(f, "wer", compute_metrics=lambda e: {"wer": error_rate(e)["error_rate"]}),
+        "best metric",
+        "of wer less",
+    ),
+    "worst by accuracy": (
+        lambda f: chosen(f, "accuracy", compute_metrics=metrics.for_trainer(), greater_is_better=False),
+        "best metric",
+        "of accuracy more.*greater_is_better=True",
+    ),
+    "worst by loss": (lambda f: chosen(f, "loss", greater_is_better=True), "best metric", "of loss less"),
+    "best without evaluation": (
+        lambda f: of_classifier(f, load_best_model_at_end=True, save_strategy="no"),
+        "best lost",
+        "0 evaluations",
+    ),
+    "best of one": (
+        lambda f: chosen(f, "loss", eval_strategy="steps", save_strategy="steps", eval_steps=100, save_steps=100),
+        "best lost",
+        "1 evaluations in 80 steps",
+    ),
+    "evaluated late": (
+        lambda f: of_classifier(f, eval_strategy="steps", eval_steps=500),
+        "evaluation",
+        "eval_steps=500 and the run has 80",
+    ),
+    "no rows to evaluate": (
+        lambda f: of_classifier(f, eval_strategy="epoch", eval_dataset=None),
+        "evaluation",
+        "no rows for it",
+    ),
+    "compute_metrics raises": (
+        lambda f: of_classifier(f, eval_strategy="epoch", compute_metrics=lambda e: {"x": e.predictions[9999]}),
+        "evaluation",
+        "raises on 2 rows|IndexError",
+    ),
+    "other label names": (
+        lambda f: of_classifier(f, eval_strategy="epoch", label_names=["label"]),
+        "evaluation",
+        "no label, so",
+    ),
+    "columns of text": (
+        lambda f: of_classifier(
+            f, rows=Dataset.from_dict({"text": ["a", "b"] * 20, "words": [1, 2] * 20}), eval_dataset=None
+        ),
+        "columns",
+        "text, words",
+    ),
+    "rows of unequal length": (
+        lambda f: of_classifier(f, data_collator=transformers.default_data_collator),
+        "collator",
+        "DataCollatorWithPadding",
+    ),
+    "text left in the rows": (
+        lambda f: of_classifier(
+            f, rows=reviews("train").add_column("text", ["a"] * 160), remove_unused_columns=False, eval_dataset=None
+        ),
+        "collator",
+        "ValueError",
+    ),
+    "worker of a lambda": (
+        lambda f: of_classifier(
+            f,
+            data_collator=lambda rows: DataCollatorWithPadding(tokenizer(ENCODER))(rows),
+            dataloader_num_workers=2,
+            dataloader_multiprocessing_context="spawn",
+        ),
+        "workers",
+        "cannot be sent to a worker",
+    ),
+    "smoothing of one output": (
+        lambda f: of_classifier(f, one_output(), label_smoothing_factor=0.1, compute_metrics=None),
+        "smoothing",
+        "always 0",
+    ),
+    "many positions": (
+        lambda f: of_classifier(f, positions_of(16)),
+        "does not run",
+        "input_ids",
+    ),
+    "an optimizer that needs more": (lambda f: of_classifier(f, optim="galore_adamw"), "does not run", "galore"),
+    "resumed with other rows": (epoch_of_before, "resume", "was in epoch 4.00, .* in epoch 2.00"),
+    "resumed without the optimizer": (
+        lambda f: checkpoints(f, optimizer=False, resume_from_checkpoint=True),
+        "resume",
+        "no optimizer.pt",
+    ),
+    "end is padding in the collator": (
+        lambda f: end_is_padding_in_the_collator(
+            f, lambda t: transformers.DataCollatorForLanguageModeling(t, mlm=False)
+        ),
+        "never stops",
+        "padding and the end are one",
+    ),
+    "answers are cut": (without_answers, "nothing counts", "80 of 80"),
+    "first of two PeftModels": (
+        lambda f: overwritten_first(f, adapter_name="two"),
+        "adapter overwritten",
+        "written over this one",
     ),
     "starts over": (checkpoints, "resume", "starts over at step 0"),
     "resumed when finished": (

@@ -298,3 +298,25 @@ def test_summarise_over_seeds():
 def test_a_text_that_begins_with_one_path_of_several_is_refused(tmp_path):
     with pytest.raises(ValueError, match="names a path of this machine"):
         record.save(tmp_path, "run", settings={"note": "/data/a.csv and /data/b.csv"}, metrics={})
+
+
+def test_what_utf8_cannot_hold_is_escaped_and_leaves_no_broken_file(tmp_path):
+    path = record.save(tmp_path, "run", settings={"text": "half \ud800 of a pair"}, metrics={})
+    assert record.load(path)["settings"]["text"] == "half \ud800 of a pair"
+
+
+def test_two_keys_that_are_the_same_as_text_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"metrics\.scores has two keys"):
+        record.save(tmp_path, "run", settings={}, metrics={"scores": {1: 0.5, "1": 0.7}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_of_mixed_kinds_is_a_list(tmp_path):
+    path = record.save(tmp_path, "run", settings={"layers": {"all", 3}}, metrics={})
+    assert record.load(path)["settings"]["layers"] == [3, "all"]
+
+
+def test_nan_in_a_record_that_others_wrote_is_a_failed_run(tmp_path):
+    (tmp_path / "run.json").write_text('{"settings": {"rate": 1}, "metrics": {"loss": NaN, "worst": -Infinity}}')
+    assert record.load(tmp_path)[0]["metrics"] == {"loss": None, "worst": None}
+    assert record.summarise(record.load(tmp_path), "settings.rate", "metrics.loss")["failed"].tolist() == [1]
