@@ -1,6 +1,6 @@
 """The broken runs of notebook 08. Each function below holds one cause: guess first, then read it.
 
-A run gets the sound pieces that the notebook built (`kit`) and returns what the notebook asks for, with one thing wrong.
+A run gets the sound pieces that the notebook built (`kit`) and returns what the notebook asks for, one thing wrong.
 `source(name)` prints a run, `check(guesses)` says which guesses are right without telling the answer.
 """
 
@@ -212,7 +212,7 @@ def run_p(kit):
     return kit.trainer_for(kit.pretrained(), collator=default_data_collator)
 
 
-@cause("Q", "nothing to train")
+@cause("Q", "no gradient")
 def run_q(kit):
     model = get_peft_model(kit.pretrained(), LoraConfig(**LORA, task_type="SEQ_CLS"))
     model.save_pretrained(kit.adapters / "reviews")
