@@ -22,6 +22,8 @@ from transformers import (
     default_data_collator,
 )
 
+from helpers import metrics
+
 CAUSES = {}  # name of a run: its cause
 RUNS = {}  # name of a run: the function that makes it
 LORA = dict(r=8, lora_alpha=16, target_modules="all-linear")
@@ -112,7 +114,7 @@ def run_g(kit):
         labels = np.array(kit.all_examples[part]["labels"][:])
         rows = [np.flatnonzero(labels == c)[: n_neutral if c == kit.neutral else n_other] for c in range(3)]
         parts[part] = kit.all_examples[part].select(np.concatenate(rows)).shuffle(seed=0)
-    return kit.trainer_for(kit.pretrained(), parts["train"], parts["validation"], score=kit.accuracy_only)
+    return kit.trainer_for(kit.pretrained(), parts["train"], parts["validation"], score=metrics.for_trainer("accuracy"))
 
 
 @cause("H", "template")
@@ -126,12 +128,18 @@ def run_h(kit):
 
 @cause("I", "never stops")
 def run_i(kit):
-    return new_end_run(kit, pad_token=kit.new_end)
+    return new_end_run(kit, pad_token=new_end(kit))
+
+
+def new_end(kit):
+    """A special token that ends nothing yet."""
+    tokens = kit.writer_tokenizer.all_special_tokens
+    return next(token for token in reversed(tokens) if token != kit.writer_tokenizer.eos_token)
 
 
 def new_end_run(kit, pad_token):
     """Answers end with a new token; the library's collator for language models hides padding tokens by their id."""
-    tokenizer = AutoTokenizer.from_pretrained(kit.writer_path, eos_token=kit.new_end, pad_token=pad_token)
+    tokenizer = AutoTokenizer.from_pretrained(kit.writer_path, eos_token=new_end(kit), pad_token=pad_token)
     rows = kit.titles["train"].select_columns(["input_ids", "attention_mask"])
     rows = rows.map(lambda row: {"input_ids": [*row["input_ids"][:-1], tokenizer.eos_token_id]})
     model = kit.writer()
@@ -176,6 +184,11 @@ def four_bit(**options):
 def in_four_bits(kit):
     options = dict(quantization_config=four_bit(), dtype=torch.float32, device_map={"": kit.device})
     return AutoModelForCausalLM.from_pretrained(kit.writer_path, **options)
+
+
+def merged_in_full(kit):
+    """The cure of L: the adapter is added to the base after that was brought back to fp32."""
+    return PeftModel.from_pretrained(in_four_bits(kit).dequantize(), kit.adapters / "titles").merge_and_unload()
 
 
 def small_classifier(kit, task_type=None, skip=None):
