@@ -1003,8 +1003,8 @@ def rewritten():
         new_markdown_cell(text, metadata={"tags": ["finding"]}),
         new_markdown_cell("## Second\n\nThis text has more than nine words in it, as it should."),
         code("plots.show(ax, alt)", picture),
-        new_markdown_cell("The mean of the three seeds is 0.81.", metadata={"tags": ["finding"]}),
-        new_markdown_cell("From 0.82 to 0.81, all in all.", metadata={"tags": ["finding", "finding-all"]}),
+        new_markdown_cell("The mean of the three seeds is 0.81, as the picture shows.", metadata={"tags": ["finding"]}),
+        new_markdown_cell("From 0.82 to 0.81, all in all and with both sections in view.", metadata={"tags": ["finding", "finding-all"]}),
         code("checks.guess(guess)", tags=["check"], jupyter={"source_hidden": True}),
     ]
     return new_notebook(cells=cells)
