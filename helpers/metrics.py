@@ -236,7 +236,7 @@ def mean_interval(values, confidence=0.95):
     >>> print(mean_interval([0.80, 0.82, 0.84]))
     0.82 [0.77, 0.87]
 
-    Taught in notebooks/01_classification.ipynb, "Where this leads".
+    Taught in notebooks/04_lora.ipynb, "Round 3: is it as good?".
     """
     from scipy.stats import t
 
