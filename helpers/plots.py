@@ -163,8 +163,8 @@ def show(ax, alt):
 
     `alt` is kept where a web page or a screen reader finds it: beside the picture, and as the output's plain text.
 
-    >>> show(scores([("fine-tuned", 0.82)]), "Accuracy after fine-tuning: 0.82")
-    Accuracy after fine-tuning: 0.82
+    >>> show(scores([("fine-tuned", 0.82)]), "Accuracy after fine-tuning: 0.82")  # doctest: +ELLIPSIS
+    {'image/png': '...', 'text/plain': 'Accuracy after fine-tuning: 0.82'}
 
     Taught in notebooks/00_start_here.ipynb, "What a training step does".
     """
