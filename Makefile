@@ -25,7 +25,7 @@ check: .venv/ready
 	$(BIN)/python -m pytest tests helpers -m "not slow"
 
 notebooks: .venv/ready
-	$(BIN)/python tests/notebooks.py execute notebooks/*.ipynb
+	$(BIN)/python tests/notebooks.py execute notebooks/*.ipynb $(wildcard notebooks/more/*.ipynb)
 
 bench: .venv/ready
 	for file in tests/bench*.py; do $(BIN)/python $$file || exit 1; done

@@ -277,6 +277,39 @@ def _from_hub(model):
     return model
 
 
+def dial(model, default):
+    """The model that a lesson runs with: `model`, or `default` where the lesson is about another kind of model.
+
+    Prints one sentence when it is not the default: that the text describes the default, or that the kind is wrong.
+
+    >>> dial("tiny-encoder", default="tiny-encoder")
+    'tiny-encoder'
+    >>> dial("tiny-decoder", default="tiny-encoder")
+    tiny-decoder is a decoder and this lesson needs an encoder: it runs with tiny-encoder.
+    'tiny-encoder'
+
+    Taught in notebooks/00_start_here.ipynb, "One dial".
+    """
+    if model == default:
+        return model
+    kind, needed = _kind(model), _kind(default)
+    if kind != needed:
+        print(f"{model} is {kind} and this lesson needs {needed}: it runs with {default}.")
+        return default
+    print(f"The text below describes {default}. You run {model}, so your numbers will differ.")
+    return model
+
+
+def _kind(model):
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config = AutoConfig.from_pretrained(model_path(model))
+    if config.is_encoder_decoder:
+        return "an encoder-decoder"
+    return "an encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "a decoder"
+
+
 def fresh_folder(name):
     """A new, empty folder `runs/<name>/001`, `002`, ...: what an earlier run left there is never touched.
 

@@ -5,6 +5,8 @@ width of a notebook column. A colour has one meaning everywhere (`COLOURS`); the
 two greys) can be told apart by colour-blind readers. End a cell with `;` to hide the text of the `ax`.
 """
 
+import base64
+import io
 import math
 from collections import Counter
 
@@ -156,38 +158,24 @@ def _score(ax, place, row, colour, guess):
     ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
 
 
-def lengths(lengths, ax=None, *, title=None, max_length=None, waste=None):
-    """Token counts of the rows, with the mean, the longest and, as a dashed line, where rows are cut.
+def show(ax, alt):
+    """Shows the figure of an `ax` in the notebook, with `alt`: what it says, for readers who cannot see it.
 
-    `waste` is the share of the tokens that is padding by way to pad, as in `text.lengths(...).waste`: it is the title
-    when you give none.
+    `alt` is kept where a web page or a screen reader finds it: beside the picture, and as the output's plain text.
 
-    >>> ax = lengths([5, 7, 9, 30], max_length=16, waste={"to max_length": 0.5, "to the longest": 0.25})
-    >>> ax.get_title(loc="left")
-    'Padding: 50% to max_length, 25% to the longest'
+    >>> show(scores([("fine-tuned", 0.82)]), "Accuracy after fine-tuning: 0.82")
+    Accuracy after fine-tuning: 0.82
 
-    Taught in notebooks/01_classification.ipynb, "Round 1: how much of the work is padding?".
+    Taught in notebooks/00_start_here.ipynb, "How it was done".
     """
-    values = sorted(int(length) for length in lengths)
-    if not values:
-        raise ValueError("no lengths to draw. Pass one token count for each row.")
-    ax, mean, longest = _axes(ax), sum(values) / len(values), values[-1]
-    step = max(1, math.ceil((longest - values[0] + 1) / 60))  # whole tokens, so that no bar is high by its width only
-    ax.hist(values, bins=[edge - 0.5 for edge in range(values[0], longest + step + 1, step)], color=COLOURS["train"])
-    lines = [(mean, f"mean {mean:.0f}", "-", COLOURS["validation"])]
-    if longest > 1.15 * mean:
-        lines.append((longest, f"longest {longest:,}", ":", COLOURS["validation"]))
-    if max_length:
-        cut = sum(length > max_length for length in values) / len(values)
-        label = f"limit {max_length:,}: {f'{cut:.1%} of rows' if cut else 'no row'} cut"
-        lines.append((max_length, label, "--", COLOURS["limit"]))
-    for place, label, style, colour in lines:
-        ax.axvline(place, linestyle=style, color=colour, linewidth=1.4, label=label)
-    ax.set_xlim(0, 1.05 * max(longest, max_length or 0))
-    _legend(ax)
-    if title is None and waste:
-        title = "Padding: " + ", ".join(f"{share:.0%} {way}" for way, share in waste.items())
-    return _finish(ax, title, "tokens in a row" if step == 1 else f"tokens in a row (bars of {step})", "rows", grid="y")
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    picture = io.BytesIO()
+    ax.figure.savefig(picture, format="png", dpi=DPI)
+    plt.close(ax.figure)  # or the notebook shows it once more
+    kinds = {"image/png": base64.b64encode(picture.getvalue()).decode(), "text/plain": alt}
+    display(kinds, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def memory(bars, ax=None, *, title=None, capacity=None, source=None):

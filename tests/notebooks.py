@@ -1,10 +1,11 @@
 """Run the notebooks, write clean outputs, and make the copies that the tests run.
 
-    python tests/notebooks.py execute notebooks/*.ipynb  # in order; writes outputs back
+    python tests/notebooks.py execute notebooks/*.ipynb notebooks/more/*.ipynb  # in order; writes outputs back
     python tests/notebooks.py with-solutions .build      # copies in which each exercise is also solved and checked
 
 Cells are found by their tags: `exercise` (placeholder), `check` (one expression, a call of `helpers.checks`),
-`solution` (folded Markdown with one Python block), `sweep` (what a point of a sweep needs), `take-home`.
+`solution` (folded Markdown with one Python block), `sweep` (what a point of a sweep needs), `take-home`, `finding`
+(Markdown that states what was measured: each number in it is shown by a cell above it), `nbval-check-output`.
 """
 
 import base64
@@ -158,10 +159,12 @@ def main(command, *arguments):
     elif command == "with-solutions":
         folder = Path(arguments[0])
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("*.ipynb"):
+        for stale in [*folder.glob("*.ipynb"), *folder.glob("more/*.ipynb")]:
             stale.unlink()
-        for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-            nbformat.write(with_solutions(nbformat.read(path, as_version=4)), folder / path.name)
+        (folder / "more").mkdir(exist_ok=True)
+        for path in [*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("more/*.ipynb")]:
+            copy = with_solutions(nbformat.read(path, as_version=4))
+            nbformat.write(copy, folder / path.relative_to(NOTEBOOKS))
     else:
         sys.exit(__doc__)
 

@@ -1,5 +1,6 @@
 """Charts take an `ax` and return it, show nothing by themselves, and their text fits the figure."""
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +29,6 @@ CHARTS = {
     "confusion of 10": (plots.confusion, [np.arange(100).reshape(10, 10), INTENTS], {}),
     "scores": (plots.scores, [SCORES], {"chance": 1 / 3, "predicted": {"fine-tuned": 0.9}}),
     "scores in groups": (plots.scores, [{"same wording": SCORES, "handwritten": SCORES}], {"chance": 1 / 3}),
-    "lengths": (
-        plots.lengths,
-        [np.random.default_rng(0).integers(3, 200, 500)],
-        {"max_length": 128, "waste": {"to max_length": 0.4}},
-    ),
 }
 
 
@@ -73,7 +69,7 @@ def test_chart_draws_on_the_ax_it_is_given(chart):
     ax = figure.subplots()
     assert function(*inputs, ax=ax, **options) is ax
     assert not plt.get_fignums()
-    assert ax.get_title(loc="left") == ("Padding: 40% to max_length" if chart == "lengths" else "")
+    assert ax.get_title(loc="left") == ""
 
 
 def test_colours_have_one_meaning_each():
@@ -135,11 +131,11 @@ def test_scores_start_at_zero_and_show_the_guess_hollow():
         plots.scores([])
 
 
-def test_lengths_counts_every_row_and_says_what_is_cut():
-    ax = plots.lengths([3, 3, 4, 90, 200], max_length=100)
-    assert sum(bar.get_height() for bar in ax.patches) == 5
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["mean 60", "longest 200", "limit 100: 20.0% of rows cut"]
-    assert plots.lengths([7, 7]).get_xlim()[0] == 0
-    with pytest.raises(ValueError, match="no lengths"):
-        plots.lengths([])
+def test_a_picture_is_shown_with_what_it_says(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    plots.show(plots.scores(SCORES), "Fine-tuned is ahead.")
+    ((data, options),) = shown
+    assert data["text/plain"] == options["metadata"]["image/png"]["alt"] == "Fine-tuned is ahead."
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert not plt.get_fignums(), "a notebook would show it twice"

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tokenize
+import typing
 from functools import cache, partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -24,8 +25,9 @@ from notebooks import NOTEBOOKS, code_cells, solution_code, source_digest, tagge
 
 ROOT = Path(__file__).resolve().parents[1]
 read = cache(partial(nbformat.read, as_version=4))  # once for all rules: none of them changes a notebook
-PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
-LESSONS = [path for path in PATHS if not path.name.startswith("00")]
+PATH = sorted(NOTEBOOKS.glob("*.ipynb"))
+PATHS = [*PATH, *sorted(NOTEBOOKS.glob("more/*.ipynb"))]
+LESSONS = [path for path in PATH if not path.name.startswith("00")]
 
 # ---- helpers: the size ---------------------------------------------------------------------------------------------
 
@@ -289,7 +291,6 @@ ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "metrics.compare": "02 compares decodings on the same rows; the other lessons compare whole runs by their seeds",
     "metrics.for_tokens": "01 is the only lesson with a tag for each token",
     "metrics.perplexity": "02 says what the loss of a model that writes means",
-    "plots.lengths": "01 chooses the longest text by it",
     "plots.timeline": "03 shows where in a step the memory goes",
     "preflight.check": "08 breaks trainings, and this call finds out how",
     "text.align_labels": "01 is the only lesson with a tag for each token",
@@ -538,11 +539,12 @@ def check_cells(notebook):
 
 def checked_by_nbval(notebook):
     count = len([cell for cell in code_cells(notebook) if marked(cell)])
-    return [f"{count} cells have # NBVAL_CHECK_OUTPUT, at least 5"] if count < 5 else []
+    return [f"nbval compares the output of {count} cells, at least 5"] if count < 5 else []
 
 
 def marked(cell):
-    return re.search(r"^\s*#\s*NBVAL_CHECK_OUTPUT\s*$", cell.source, re.MULTILINE)
+    by_comment = re.search(r"^\s*#\s*NBVAL_CHECK_OUTPUT\s*$", cell.source, re.MULTILINE)
+    return by_comment or "nbval-check-output" in cell.metadata.get("tags", [])
 
 
 def large_file(notebook):
@@ -798,6 +800,289 @@ def test_every_rule_was_seen_to_catch_something():
 )
 def test_what_is_no_path_of_a_machine_passes(text):
     assert not MACHINE_PATH.search(text)
+
+
+# ---- Rules for the notebooks that were written anew ----------------------------------------------------------------
+# A notebook moves in when it is rewritten, and never out.
+
+REWRITTEN = {  # notebook: its number of cells, at most
+    "00_start_here": 33,
+}
+# What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
+NO_NUMBER = re.compile(
+    r"```.*?```|`[^`]*`|!?\[[^\]]*\]\([^)]*\)|<[^>]+>|\$[^$]+\$|95 % (?=interval|confidence)"
+    r"|\b(?:notebooks?|Notebooks?|Round|Exercise|exercise) \d+\w?(?:,? (?:and|to) \d+\w?)*",
+    re.DOTALL,
+)
+NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?:\s?%)?")
+
+
+class Number(typing.NamedTuple):
+    """A number as it is written."""
+
+    value: float
+    decimals: int
+    percent: bool
+    text: str
+
+    def found_in(self, others):
+        """Whether it is one of the others, rounded; a sign does not count, and 0.94 is 94 %."""
+        return any(self.rounds(other) for other in others)
+
+    def rounds(self, other):
+        value, decimals = other.value, other.decimals
+        if self.percent != other.percent:
+            value, decimals = (value * 100, decimals - 2) if self.percent else (value / 100, decimals + 2)
+        if decimals < self.decimals:
+            return False
+        if not self.decimals and not self.percent and self.value < 10:  # too many numbers would be rounded to it
+            return value == self.value
+        return abs(value - self.value) <= 0.5 * 10**-self.decimals + 1e-9
+
+
+def numbers(text):
+    """The numbers of a text, without their signs."""
+    found = []
+    for match in NUMBER.finditer(text):
+        digits = match[0].rstrip("% \n\u00a0").rstrip(",").replace(",", "")
+        mantissa, _, exponent = digits.partition("e")
+        decimals = max(0, len(mantissa.partition(".")[2]) - int(exponent or 0))
+        found.append(Number(float(digits), decimals, "%" in match[0], match[0]))
+    return found
+
+
+def shown_numbers(cells):
+    """The numbers that cells show, in texts and in what is said of pictures, and those that their code sets."""
+    texts_shown = []
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            shown = [output.get("text", ""), output.get("data", {}).get("text/plain", "")]
+            texts_shown += [*shown, alt_text(output)]
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    literals = [
+        node.value
+        for source in code
+        for node in ast.walk(ast.parse(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source)))
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float)
+    ]
+    return numbers("\n".join(texts_shown)) + numbers(" ".join(f"{value}" for value in literals))
+
+
+def alt_text(output):
+    return output.get("metadata", {}).get("image/png", {}).get("alt", "")
+
+
+def numbers_from_nowhere(notebook):
+    """Each number in a cell tagged `finding` is shown above it: in its section, with `finding-all` in the notebook."""
+    problems, everything = [], tagged(notebook, "finding-all")
+    for i in tagged(notebook, "finding"):
+        above = notebook.cells[:i]
+        starts = [j for j, cell in enumerate(above) if re.search(r"(?m)^## ", cell.source)]
+        start = 0 if i in everything or not starts else starts[-1]
+        shown = shown_numbers(above[start:])
+        for number in numbers(NO_NUMBER.sub(" ", notebook.cells[i].source)):
+            if not number.found_in(shown):
+                problems.append(f"cell {i}: no cell above it in its section shows {number.text.strip()}")
+    return problems
+
+
+def findings(notebook):
+    """There are some, each in Markdown, and each states a number that was measured."""
+    cells = tagged(notebook, "finding")
+    problems = [] if len(cells) >= 2 else [f"{len(cells)} cells are tagged finding, at least 2"]
+    for i in cells:
+        if notebook.cells[i].cell_type != "markdown":
+            problems.append(f"cell {i}: a finding is a text")
+        elif not numbers(NO_NUMBER.sub(" ", notebook.cells[i].source)):
+            problems.append(f"cell {i}: a finding without a number")
+    return problems
+
+
+def too_many_cells(notebook, most=None):
+    count = len(notebook.cells)
+    return [f"{count} cells, at most {most}"] if most and count > most else []
+
+
+def without_alt_text(notebook):
+    """Every picture says what it shows, in a sentence."""
+    pictures = [(i, output) for i, output in outputs(notebook) if "image/png" in output.get("data", {})]
+    problems = [f"cell {i}: a picture without alt text" for i, output in pictures if len(alt_text(output).split()) < 5]
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown" and re.search(r"!\[\s*\]\(|<img(?![^>]*\balt=\"[^\"]+\")", cell.source):
+            problems.append(f"cell {i}: a picture without alt text")
+    return problems
+
+
+def prose(cell):
+    """The paragraphs and list items of a text, without headings, code, tables and markup."""
+    text = re.sub(r"```.*?```|<[^>]+>", "", cell.source, flags=re.DOTALL)
+    text = re.sub(r"(?m)^#.*$|^\s*\|.*$", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    lines = [re.sub(r"^\s*(?:>|[*-]|\d+\.)*\s*", "", line) for line in text.splitlines()]
+    return [line for line in lines if line.strip()]
+
+
+def short_texts(notebook):
+    """A text has nine words or more, unless it is a heading, a help or a solution."""
+    problems, apart = [], {*tagged(notebook, "help"), *tagged(notebook, "solution")}
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type == "markdown" and i not in apart:
+            count = sum(len(line.split()) for line in prose(cell))
+            if count < 9 and not (count == 0 and cell.source.startswith("#")):
+                problems.append(f"cell {i}: a text of {count} words, at least 9: {cell.source[:60]!r}")
+    return problems
+
+
+def long_sentences(notebook):
+    """No sentence is longer than 35 words."""
+    problems = []
+    for i, cell in enumerate(notebook.cells):
+        for line in prose(cell) if cell.cell_type == "markdown" else []:
+            for sentence in re.split(r"(?<=[.!?:;])\s+", line):
+                if len(sentence.split()) > 35:
+                    problems.append(f"cell {i}: a sentence of {len(sentence.split())} words: {sentence[:60]!r}")
+    return problems
+
+
+def filled_guesses(notebook):
+    """A guess is the reader's: an empty line to fill."""
+    lines = [(i, line) for i, cell in numbered(notebook) for line in cell.source.splitlines()]
+    guesses = [(i, line) for i, line in lines if re.match(r"guess\w*(, guess\w*)* = ", line)]
+    return [f"cell {i}: {line!r} is the author's" for i, line in guesses if not re.search(r"= \.\.\.", line)]
+
+
+def open_checks(notebook):
+    """The cell of a check holds the answer, so it is folded."""
+    shown = [
+        i for i in tagged(notebook, "check") if not notebook.cells[i].metadata.get("jupyter", {}).get("source_hidden")
+    ]
+    return [f"cell {i}: a check that shows the answer" for i in shown]
+
+
+REWRITTEN_RULES = [
+    numbers_from_nowhere,
+    findings,
+    without_alt_text,
+    short_texts,
+    long_sentences,
+    filled_guesses,
+    open_checks,
+]
+
+
+@pytest.mark.parametrize("rule", [*REWRITTEN_RULES, too_many_cells], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem in REWRITTEN], ids=lambda path: path.stem)
+def test_a_rewritten_notebook_keeps(path, rule):
+    problems = rule(read(path), REWRITTEN[path.stem]) if rule is too_many_cells else rule(read(path))
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in REWRITTEN], ids=lambda path: path.stem)
+def test_a_number_in_a_finding_is_shown_in_every_notebook(path):
+    assert not numbers_from_nowhere(read(path))
+
+
+def rewritten():
+    """A small notebook that keeps the rules of the rewritten ones."""
+    alt = "Accuracy by seed: the mean of three seeds is 0.81"
+    metadata = {"image/png": {"alt": alt}}
+
+    def code(source, *shown, tags=(), **metadata):
+        cell = new_code_cell(source, metadata={"tags": list(tags), **metadata})
+        cell.outputs = [*shown]
+        return cell
+
+    picture = new_output("display_data", data={"image/png": "AAAA", "text/plain": alt}, metadata=metadata)
+    text = "It has 0.82 [0.78, 0.85] with 500 labels, 94 % of rows, +3.0 points over 1,406 tokens; see notebook 03."
+    cells = [
+        new_markdown_cell("# A question?"),
+        code('MODEL = "tiny-encoder"'),
+        new_markdown_cell("## First\n\nThis text has more than nine words in it, as it should."),
+        code("guess = ..."),
+        code("train(500)", new_output("stream", name="stdout", text="0.8213 [0.777, 0.851]; 0.939 of +3.04; 1406\n")),
+        new_markdown_cell(text, metadata={"tags": ["finding"]}),
+        new_markdown_cell("## Second\n\nThis text has more than nine words in it, as it should."),
+        code("plots.show(ax, alt)", picture),
+        new_markdown_cell("The mean of the three seeds is 0.81.", metadata={"tags": ["finding"]}),
+        new_markdown_cell("From 0.82 to 0.81, all in all.", metadata={"tags": ["finding", "finding-all"]}),
+        code("checks.guess(guess)", tags=["check"], jupyter={"source_hidden": True}),
+    ]
+    return new_notebook(cells=cells)
+
+
+def say(i, old, new):
+    """Break a sample: other words in a cell."""
+
+    def breaks(notebook):
+        assert old in notebook.cells[i].source
+        notebook.cells[i].source = notebook.cells[i].source.replace(old, new)
+
+    return breaks
+
+
+BROKEN_REWRITTEN = [
+    (numbers_from_nowhere, say(5, "0.82", "0.83")),
+    (numbers_from_nowhere, say(5, "0.78", "0.77")),
+    (numbers_from_nowhere, say(5, "94 %", "93 %")),
+    (numbers_from_nowhere, say(5, "+3.0", "+3.1")),
+    (numbers_from_nowhere, say(5, "+3.0", "+3.040")),  # more digits than were measured
+    (numbers_from_nowhere, say(5, "1,406", "1,407")),
+    (numbers_from_nowhere, say(5, "500", "501")),
+    (numbers_from_nowhere, say(8, "0.81", "0.82")),  # that one is of another section
+    (numbers_from_nowhere, say(8, "three", "4")),
+    (numbers_from_nowhere, say(9, "0.81", "0.80")),
+    (numbers_from_nowhere, lambda notebook: notebook.cells[4].outputs.clear()),
+    (numbers_from_nowhere, lambda notebook: notebook.cells.insert(3, notebook.cells.pop(5))),  # before it was measured
+    (findings, say(8, "0.81", "high")),
+    (findings, lambda notebook: [cell.metadata.update(tags=[]) for cell in notebook.cells]),
+    (without_alt_text, lambda notebook: notebook.cells[7].outputs[0].metadata.clear()),
+    (without_alt_text, say(2, "This", "![](picture.svg) This")),
+    (without_alt_text, say(2, "This", '<img src="picture.svg"> This')),
+    (short_texts, say(2, "in it, as it should", "")),
+    (short_texts, lambda notebook: notebook.cells.append(new_markdown_cell("**Measure:**"))),
+    (long_sentences, say(2, "words", "words " * 30)),
+    (filled_guesses, say(3, "...", "0.9")),
+    (open_checks, lambda notebook: notebook.cells[10].metadata.pop("jupyter")),
+]
+
+
+def test_the_rewritten_sample_keeps_every_rule():
+    notebook = rewritten()
+    nbformat.validate(notebook)
+    assert [problem for rule in REWRITTEN_RULES for problem in rule(notebook)] == []
+    assert too_many_cells(notebook, 11) == []
+    assert len(too_many_cells(notebook, 10)) == 1
+
+
+@pytest.mark.parametrize(("rule", "breaks"), BROKEN_REWRITTEN, ids=[rule.__name__ for rule, _ in BROKEN_REWRITTEN])
+def test_a_broken_rewritten_notebook_is_caught(rule, breaks):
+    notebook = rewritten()
+    breaks(notebook)
+    assert rule(notebook) != []
+
+
+def test_every_rule_of_the_rewritten_was_seen_to_catch_something():
+    assert {rule for rule, _ in BROKEN_REWRITTEN} == set(REWRITTEN_RULES)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown", "is_found"),
+    [
+        ("0.8", "0.81", True),
+        ("0.81", "0.8", False),
+        ("81 %", "0.812", True),
+        ("81.2 %", "0.81", False),
+        ("0.94", "93.8%", True),
+        ("3", "3.2", False),  # too many numbers would do
+        ("3", "3 seeds", True),
+        ("18", "18.3 x", True),
+        ("0.001", "1e-3", True),
+        ("2,362,403", "2362403", True),
+        ("-0.5", "+0.5", True),
+    ],
+)
+def test_what_is_the_same_number(said, shown, is_found):
+    assert numbers(said)[0].found_in(numbers(shown)) is is_found
 
 
 # ---- Committed files -----------------------------------------------------------------------------------------------
