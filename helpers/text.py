@@ -240,12 +240,6 @@ def _chat_examples(tokenizer, special, batch):
             stop = max((at + 1 for at in range(start, end) if ids[at] in special), default=None)
             if stop is None:
                 problem = MASKED if start == end else ENDLESS
-            elif ids[stop - 1] == tokenizer.pad_token_id:
-                raise data.DataError(
-                    f'the token "{tokenizer.pad_token}" ends an answer and is the pad token too: what masks the '
-                    "padding would mask the end of each answer, and the model would never learn to stop. Set "
-                    "tokenizer.pad_token to a token of its own."
-                )
             else:
                 labels[start:stop] = ids[start:stop]
         yield _example(ids, labels), problem
@@ -370,7 +364,7 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
     target: [[[CLS] good book [SEP]]]
     4 of 13 tokens count
 
-    Taught in notebooks/02_generation.ipynb, "Round 4: two architectures, the same titles".
+    Taught in notebooks/more/02b_encoder_decoder.ipynb, "A source and a target".
     """
     if tokenizer.eos_token_id is None:
         raise data.DataError(

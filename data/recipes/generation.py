@@ -1,4 +1,4 @@
-"""The recorded runs of notebook 02: before fine-tuning, over rates, after it on all parts, and four ways of counting.
+"""The recorded runs of notebook 02: before fine-tuning and after it, three rates, and four ways of counting.
 
     python data/recipes/generation.py tiny-decoder    # 20 minutes of one core
     python data/recipes/generation.py smollm2         # an hour of one core
@@ -21,10 +21,10 @@ from helpers import env, metrics, record
 RESULTS = env.DATA / "results" / "02_generation"
 NOTEBOOK = __import__("pathlib").Path("/tmp/nb02/sweep.ipynb")
 WAYS = ("the right way", "padding counts", "prompt counts", "end is padding")
-RATES = {"tiny-decoder": (5e-4, 1e-3, 2e-3), "smollm2": (1e-4,)}  # a single one is taken as it is
+TRIED = {"tiny-decoder": (5e-4, 1e-3, 2e-3), "smollm2": ()}  # rates; all other runs have the notebook's
 SEEDS = {"tiny-decoder": (0, 1, 2), "smollm2": (0,)}
-SIZES = {"tiny-decoder": (800, 300), "smollm2": (96, 40)}  # rows to train on, rows of each part to score
-COUNTING = {"tiny-decoder": (160, 200), "smollm2": (64, 40)}
+SIZES = {"tiny-decoder": (800, 300), "smollm2": (64, 30)}  # rows to train on, rows of each part to score
+COUNTING = {"tiny-decoder": dict(n_rows=160, n_scored=200), "smollm2": dict(n_rows=48, n_scored=30)}
 TESTS = ("test_same", "test_unseen", "test_handwritten")
 
 
@@ -33,7 +33,7 @@ def notebook_space(model):
     """The names that the notebook's cells of the tag `sweep` define, for one model."""
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     source = "\n\n".join(cell.source for cell in cells if "sweep" in cell.metadata.get("tags", []))
-    source, found = re.subn(r"(?m)^MODEL = \S+", f'MODEL = "{model}"', source)
+    source, found = re.subn(r'(?m)^MODEL = "[^"]*"', f'MODEL = "{model}"', source)
     assert found == 1, "the setup cell has no line MODEL = ..."
     space = {}
     exec(source, space)
@@ -74,7 +74,7 @@ def tuning_point(model, task, learning_rate, seed, epochs, n_train, n_rows, part
 def counting_point(model, end=None, **point):
     space = notebook_space(model)
     if end:
-        space["END"] = end
+        space["END"] = space["tokenizer"].convert_tokens_to_ids(end)
     found = space["counting_point"](**point)
     return {key: value for key, value in found.items() if key not in ("texts", "hits")}, {
         "hits": found["hits"],
@@ -96,14 +96,6 @@ def keep(model, name, run, **point):
     print(name, {key: round(value, 2) for key, value in found.items()}, about["cpu_s"], "CPU s", flush=True)
 
 
-def best_rate(model, task):
-    """The rate of the best validation score among the records."""
-    if len(RATES[model]) == 1:
-        return RATES[model][0]
-    runs = [run for run in record.load(RESULTS / model) if run["name"].startswith(f"rate-{task}-")]
-    return max(runs, key=lambda run: run["metrics"]["validation"])["settings"]["learning_rate"]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=SEEDS)
@@ -118,16 +110,15 @@ def main():
     for way in WAYS:
         for seed in SEEDS[model]:
             name = f"counting-{way.replace(' ', '-')}-{seed}"
-            one(name, counting_point, way=way, seed=seed, **dict(zip(("n_rows", "n_scored"), COUNTING[model])))
+            one(name, counting_point, way=way, seed=seed, **COUNTING[model])
     for task in ("titles", "questions"):
         one(f"before-{task}", before_point, task=task, parts=TESTS, n_rows=n_rows)
         common = dict(task=task, epochs=2, n_train=n_train, n_rows=n_rows)
-        for rate in RATES[model] if len(RATES[model]) > 1 else ():
+        for rate in TRIED[model]:
             one(f"rate-{task}-{rate:g}-0", tuning_point, learning_rate=rate, seed=0, parts=("validation",), **common)
-        if f"parts-{task}".startswith(options.only) or options.only.startswith(f"parts-{task}"):
-            for seed in SEEDS[model]:
-                rate = best_rate(model, task)
-                one(f"parts-{task}-{seed}", tuning_point, learning_rate=rate, seed=seed, parts=TESTS, **common)
+        for seed in SEEDS[model]:
+            rate = notebook_space(model)["RATE"]
+            one(f"parts-{task}-{seed}", tuning_point, learning_rate=rate, seed=seed, parts=TESTS, **common)
 
 
 if __name__ == "__main__":
