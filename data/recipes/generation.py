@@ -23,8 +23,8 @@ NOTEBOOK = __import__("pathlib").Path("/tmp/nb02/sweep.ipynb")
 WAYS = ("the right way", "padding counts", "prompt counts", "end is padding")
 TRIED = {"tiny-decoder": (5e-4, 1e-3, 2e-3), "smollm2": ()}  # rates; all other runs have the notebook's
 SEEDS = {"tiny-decoder": (0, 1, 2), "smollm2": (0,)}
-SIZES = {"tiny-decoder": (800, 300), "smollm2": (64, 30)}  # rows to train on, rows of each part to score
-COUNTING = {"tiny-decoder": dict(n_rows=160, n_scored=200), "smollm2": dict(n_rows=48, n_scored=30)}
+SIZES = {"tiny-decoder": (800, 300), "smollm2": (64, 20)}  # rows to train on, rows of each part to score
+COUNTING = {"tiny-decoder": dict(n_rows=160, n_scored=200), "smollm2": dict(n_rows=32, n_scored=20)}
 TESTS = ("test_same", "test_unseen", "test_handwritten")
 
 
