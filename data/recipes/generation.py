@@ -19,7 +19,7 @@ import nbformat
 from helpers import env, metrics, record
 
 RESULTS = env.DATA / "results" / "02_generation"
-NOTEBOOK = __import__("pathlib").Path("/tmp/nb02/sweep.ipynb")
+NOTEBOOK = env.REPOSITORY / "notebooks" / "02_generation.ipynb"
 WAYS = ("the right way", "padding counts", "prompt counts", "end is padding")
 TRIED = {"tiny-decoder": (5e-4, 1e-3, 2e-3), "smollm2": ()}  # rates; all other runs have the notebook's
 SEEDS = {"tiny-decoder": (0, 1, 2), "smollm2": (0,)}
