@@ -100,11 +100,12 @@ def writer_scores(kind):
             if not same:
                 continue
             score = "ROUGE-L" if "summaries" in task else "exact match"
-            row = {"task": task.removeprefix("seq2seq "), "score": score, "start": f"{start}, {len(same)} seeds"}
+            row = {"task": task.removeprefix("seq2seq "), "score": score, "start": f"{start}, {len(same)} seed{'s' * (len(same) > 1)}"}
             row["rate"] = same[0]["settings"]["learning_rate"]
-            rows.append(
-                row | {part: str(metrics.mean_interval([run["metrics"][part] for run in same])) for part in PARTS[3:]}
-            )
+            for part in PARTS[3:]:
+                values = [run["metrics"][part] for run in same]
+                row[part] = str(metrics.mean_interval(values)) if len(values) > 1 else f"{values[0]:.2f}"
+            rows.append(row)
     return rows
 
 
