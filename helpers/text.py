@@ -240,6 +240,12 @@ def _chat_examples(tokenizer, special, batch):
             stop = max((at + 1 for at in range(start, end) if ids[at] in special), default=None)
             if stop is None:
                 problem = MASKED if start == end else ENDLESS
+            elif ids[stop - 1] == tokenizer.pad_token_id:
+                raise data.DataError(
+                    f'the token "{tokenizer.pad_token}" ends an answer and is the pad token too: what masks the '
+                    "padding would mask the end of each answer, and the model would never learn to stop. Set "
+                    "tokenizer.pad_token to a token of its own."
+                )
             else:
                 labels[start:stop] = ids[start:stop]
         yield _example(ids, labels), problem
