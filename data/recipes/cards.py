@@ -100,7 +100,11 @@ def writer_scores(kind):
             if not same:
                 continue
             score = "ROUGE-L" if "summaries" in task else "exact match"
-            row = {"task": task.removeprefix("seq2seq "), "score": score, "start": f"{start}, {len(same)} seed{'s' * (len(same) > 1)}"}
+            row = {
+                "task": task.removeprefix("seq2seq "),
+                "score": score,
+                "start": f"{start}, {len(same)} seed{'s' * (len(same) > 1)}",
+            }
             row["rate"] = same[0]["settings"]["learning_rate"]
             for part in PARTS[3:]:
                 values = [run["metrics"][part] for run in same]
