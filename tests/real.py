@@ -44,9 +44,9 @@ def turned(notebook, model):
     for cell in code_cells(copy):
         if cell.source in turn:
             line = f"MODEL = {turn[cell.source]!r}"
-            cell.source, count = re.subn(r"(?m)^MODEL = [^#\n]*?(?=\s*(?:#|$))", lambda _, line=line: line, cell.source)
+            cell.source, count = re.subn(r"(?m)^MODEL = (\"[^\"\n]*\"|'[^'\n]*')", lambda _, line=line: line, cell.source)
             if count != 1:
-                raise ValueError(f"{count} lines MODEL = ... in a cell, not 1: {cell.source[:60]!r}")
+                raise ValueError(f"{count} lines MODEL = "..." in a cell, not 1: {cell.source[:60]!r}")
     return copy
 
 

@@ -9,7 +9,7 @@ import real
 from helpers import env
 from notebooks import code_digest
 
-DIAL = 'MODEL = "tiny-encoder"  # the dial\nSIZE = 1'
+DIAL = 'MODEL = "tiny-encoder"  # the dial\nSIZE = 1\nMODEL = str(MODEL)'
 
 
 def small_notebook(*sources):
