@@ -39,7 +39,7 @@ def test_the_dial_is_turned_in_the_first_cell_and_in_the_one_to_take_home():
 
 def test_a_notebook_without_a_dial_is_refused():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os")])
-    with pytest.raises(ValueError, match="0 lines MODEL"):
+    with pytest.raises(ValueError, match="0 lines set MODEL"):
         real.turned(notebook, "tiny-decoder")
 
 
