@@ -1,6 +1,7 @@
 # make lab    open the curriculum          make test       what must pass before each commit
 # make check  ruff and unit tests          make notebooks  re-execute all notebooks, write clean outputs
 # make bench  benchmarks                   make constraints  write the pins of what is installed
+# make real   the notebooks with real models, whole; resumable, writes data/results/real.json
 # make release  everything, with all combinations; takes hours and writes data/results/release.json
 BIN := .venv/bin
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -11,7 +12,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-.PHONY: lab test check notebooks bench release constraints
+.PHONY: lab test check notebooks bench real release constraints
 lab: .venv/ready
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --ip=127.0.0.1 $(ROOT_FLAG) $(LAB_OPTIONS)
 
@@ -29,6 +30,9 @@ notebooks: .venv/ready
 
 bench: .venv/ready
 	for file in tests/bench*.py; do $(BIN)/python $$file || exit 1; done
+
+real: .venv/ready
+	$(BIN)/python tests/real.py
 
 release: .venv/ready
 	$(BIN)/python tests/release.py

@@ -118,7 +118,7 @@ def read(source, *, split=None):
     helpers.data.DataError: tiny.cvs: there is no such file (closest in its folder: tiny.csv). Correct the path, \
 or the Hub id.
 
-    Taught in notebooks/01_classification.ipynb, "See the data".
+    Taught in notebooks/01_classification.ipynb, "Where this leads".
     """
     if isinstance(source, (Dataset, DatasetDict)):
         return _one_split(source, "the data", split)
@@ -391,7 +391,7 @@ labels=[...].
     >>> check(rows.select([0, 1])).features["label"].names
     ['negative', 'positive']
 
-    Taught in notebooks/01_classification.ipynb, "See the data".
+    Taught in notebooks/00_start_here.ipynb, "How it was done".
     """
     _known_duplicates(duplicates)
     splits, columns, problems = _splits(dataset, name), _columns(text), Problems()
@@ -423,7 +423,7 @@ def check_tokens(dataset, *, tokens="tokens", tags="tags", labels=None, name=Non
     >>> check_tokens(rows).features["tags"].feature.names
     ['O', 'B-PER']
 
-    Taught in notebooks/01_classification.ipynb, "The same idea for each token".
+    Taught in notebooks/more/01b_named_entities.ipynb, "What the data says".
     """
     _known_duplicates(duplicates)
     splits, problems, usable = _splits(dataset, name), Problems(), {}

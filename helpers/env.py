@@ -43,7 +43,7 @@ def device():
     >>> device() in {"cuda", "mps", "cpu"}
     True
 
-    Taught in notebooks/00_start_here.ipynb, "What this machine is".
+    Taught in notebooks/00_start_here.ipynb, "What this machine can train".
     """
     import torch
 
@@ -61,7 +61,7 @@ def machine():
     >>> sorted(machine())
     ['bf16', 'cores', 'device', 'device_name', 'memory_gib', 'python', 'system']
 
-    Taught in notebooks/00_start_here.ipynb, "What this machine is".
+    Taught in notebooks/00_start_here.ipynb, "What this machine can train".
     """
     import psutil
     import torch
@@ -317,7 +317,7 @@ def fresh_folder(name):
     >>> first != second
     True
 
-    Taught in notebooks/00_start_here.ipynb, "One small run".
+    Taught in notebooks/00_start_here.ipynb, "Before and after".
     """
     parent = Path(os.environ.get("HELPERS_RUNS", "runs")) / name
     taken = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()]

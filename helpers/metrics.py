@@ -161,7 +161,7 @@ def interval(metric, predictions, references, *, n=1000, confidence=0.95, seed=0
     >>> interval("accuracy", [0, 1] * 100, [0, 1] * 80 + [1, 0] * 20)
     Interval(value=0.8, low=0.74, high=0.855)
 
-    Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
+    Taught in notebooks/01_classification.ipynb, "How good is it?".
     """
     row_outcomes, outcomes, score_sums = _outcomes(metric, predictions, references)
     draws = _draws(np.bincount(row_outcomes), n, np.random.default_rng(seed))
@@ -236,7 +236,7 @@ def mean_interval(values, confidence=0.95):
     >>> print(mean_interval([0.80, 0.82, 0.84]))
     0.82 [0.77, 0.87]
 
-    Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
+    Taught in notebooks/04_lora.ipynb, "Round 3: is it as good?".
     """
     from scipy.stats import t
 
@@ -337,7 +337,7 @@ def for_trainer(*names):
     >>> compute_metrics(EvalPrediction(predictions=np.array([[2.0, 1.0], [0.5, 3.0]]), label_ids=np.array([0, 0])))
     {'accuracy': 0.5}
 
-    Taught in notebooks/01_classification.ipynb, "What it has to beat".
+    Taught in notebooks/01_classification.ipynb, "How much of the work is padding?".
     """
     names = names or ("accuracy", "f1_macro")
     for name in names:
@@ -361,7 +361,7 @@ def for_tokens(names):
     >>> compute_metrics(EvalPrediction(predictions=np.array([[0, 1, 0]]), label_ids=np.array([[-100, 1, -100]])))
     {'entity_precision': 1.0, 'entity_recall': 1.0, 'entity_f1': 1.0, 'f1_PER': 1.0}
 
-    Taught in notebooks/01_classification.ipynb, "The same idea for each token".
+    Taught in notebooks/more/01b_named_entities.ipynb, "Train and score".
     """
 
     def compute_metrics(evaluation):

@@ -38,7 +38,7 @@ def learning_curves(curves, ax=None, *, title=None, x="step", y="loss"):
     >>> [line.get_label() for line in ax.get_lines()]
     ['training', 'validation']
 
-    Taught in notebooks/00_start_here.ipynb, "One small run".
+    Taught in notebooks/00_start_here.ipynb, "What a training step does".
     """
     curves = curves if isinstance(curves, dict) else {"": curves}
     ax, highest = _axes(ax), 0.0
@@ -74,7 +74,7 @@ def confusion(counts, names, ax=None, *, title=None):
     >>> [text.get_text() for text in ax.texts]
     ['1\\n50%', '1\\n50%', '', '1\\n100%']
 
-    Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
+    Taught in notebooks/01_classification.ipynb, "Where is it wrong?".
     """
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
@@ -112,7 +112,7 @@ def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None, predict
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['majority', 'fine-tuned']
 
-    Taught in notebooks/01_classification.ipynb, "Round 3: how good is it?".
+    Taught in notebooks/01_classification.ipynb, "Where this leads".
     """
     groups = rows if isinstance(rows, dict) else {None: rows}
     groups = {group: [_row(row) for row in members] for group, members in groups.items()}
@@ -163,10 +163,10 @@ def show(ax, alt):
 
     `alt` is kept where a web page or a screen reader finds it: beside the picture, and as the output's plain text.
 
-    >>> show(scores([("fine-tuned", 0.82)]), "Accuracy after fine-tuning: 0.82")
-    Accuracy after fine-tuning: 0.82
+    >>> show(scores([("fine-tuned", 0.82)]), "Accuracy after fine-tuning: 0.82")  # doctest: +ELLIPSIS
+    {'image/png': '...', 'text/plain': 'Accuracy after fine-tuning: 0.82'}
 
-    Taught in notebooks/00_start_here.ipynb, "How it was done".
+    Taught in notebooks/00_start_here.ipynb, "What a training step does".
     """
     import matplotlib.pyplot as plt
     from IPython.display import display

@@ -42,7 +42,7 @@ def save(folder, name, *, settings, metrics, curve=None, **more):
     >>> save(folder, "small", settings={"rate": 5e-5}, metrics={"accuracy": 0.84}).name
     'small-2.json'
 
-    Taught in notebooks/00_start_here.ipynb, "One small run".
+    Taught in notebooks/00_start_here.ipynb, "Keep the run".
     """
     if not re.fullmatch(r"\w[\w.+-]*", name) or name.endswith(".json"):
         raise ValueError(f'name "{name}": use letters, digits and . _ + - only, without .json: "lora-r8-seed0".')
@@ -191,7 +191,7 @@ def show(rows, formats=None):
     |     0.5 |      81.0% |
     |       — |      84.0% |
 
-    Taught in notebooks/00_start_here.ipynb, "One small run".
+    Taught in notebooks/00_start_here.ipynb, "Before and after".
     """
     rows, columns = list(rows), {}
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -216,7 +216,7 @@ def table(records, columns):
     |:------|-------:|-----------:|
     | a     |  2e-05 |      81.2% |
 
-    Taught in notebooks/00_start_here.ipynb, "One small run".
+    Taught in notebooks/00_start_here.ipynb, "Keep the run".
     """
     columns = columns if isinstance(columns, dict) else _headings(columns)
     columns = {name: (heading, None) if isinstance(heading, str) else heading for name, heading in columns.items()}
@@ -236,7 +236,7 @@ def summarise(records, by, metric):
     |-------:|----:|-------:|-----:|---------:|----------:|
     |  2e-05 |   3 |   0.81 | 0.01 |      0.8 |      0.82 |
 
-    Taught in notebooks/01_classification.ipynb, "Round 4: what did pre-training buy?".
+    Taught in notebooks/04_lora.ipynb, "Round 3: is it as good?".
     """
     by = [by] if isinstance(by, str) else list(by)
     groups = {}

@@ -36,7 +36,7 @@ def tokenize(dataset, tokenizer, *, text="text", label="label", max_length=None)
     >>> tokenize(Dataset.from_dict({"text": ["good", "good value"], "label": [0, 1]}), tokenizer)["length"][:]
     [3, 4]
 
-    Taught in notebooks/01_classification.ipynb, "What it has to beat".
+    Taught in notebooks/00_start_here.ipynb, "Before and after".
     """
     columns, limit = data._columns(text), _limit(tokenizer, max_length)
 
@@ -60,7 +60,7 @@ def align_labels(dataset, tokenizer, *, tokens="tokens", tags="tags", max_length
     >>> align_labels(rows, tokenizer)["labels"][0]
     [-100, 0, 1, -100]
 
-    Taught in notebooks/01_classification.ipynb, "The same idea for each token".
+    Taught in notebooks/more/01b_named_entities.ipynb, "Tags of words, tokens of a model".
     """
     limit = _limit(tokenizer, max_length)
     if not tokenizer.is_fast:
@@ -150,7 +150,7 @@ def lengths(dataset, tokenizer=None, *, text="text", max_length=512, batch_size=
     to the longest                   120             0.200
     grouped by length                104             0.077
 
-    Taught in notebooks/01_classification.ipynb, "Round 1: how much of the work is padding?".
+    Taught in notebooks/01_classification.ipynb, "How much of the work is padding?".
     """
     counts = _token_counts(dataset, tokenizer, data._columns(text))
     cut = np.minimum(counts, max_length)

@@ -126,6 +126,12 @@ def test_make_lab_opens_the_first_notebook_and_all_of_it_runs(page, visit):
     assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert page.locator(".jp-Dialog").count() == 0
 
+
+def test_will_it_fit_by_hand(page, visit):
+    ask = "widgets.will_it_fit(model='110M BERT-base', method='full', batch=16, length=128, gpu='T4 (16 GB)')"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cells = [nbformat.v4.new_code_cell(f"from helpers import widgets\n\n{ask}")]
+    open_notebook(visit, nbformat.v4.new_notebook(cells=cells, metadata=kernel), "fitting")
     panel = page.locator(".fitting-panel")
     type_into(panel, "batch", "64")
     said(panel, "110M BERT-base, full, 64 x 128")

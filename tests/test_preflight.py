@@ -438,7 +438,6 @@ def same(state, other):
 # run of a notebook. (Some of the others are broken on purpose.)
 
 POINTS = {
-    "01_classification": [dict(start="random", seed=0, learning_rate=5e-4)],
     "02_generation": [{}],  # its training; the sweep's runs end their answers with another token on purpose
     "more/02b_encoder_decoder": [dict(task="titles", start="pretrained", learning_rate=1e-3, seed=0, epochs=3)],
     "03_full_fine_tuning": [
@@ -500,6 +499,15 @@ def test_the_runs_of_a_sweep_raise_no_alarm(name, monkeypatch, tmp_path):
                 space["trainer_for"](space["pretrained"](), space["examples"]["train"]).train()
     assert len(reports) == len(POINTS[name])
     assert not [report for report in reports if report], reports
+
+
+@pytest.mark.slow
+def test_the_runs_of_notebook_01_raise_no_alarm(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    notebook = nbformat.read(NOTEBOOKS / "01_classification.ipynb", as_version=4)
+    exec("\n\n".join(notebook.cells[i].source for i in tagged(notebook, "sweep")), space)
+    assert ask_of(space["trainer_for"](space["examples"]["train"], space["examples"]["validation"])) == []
 
 
 @pytest.mark.slow

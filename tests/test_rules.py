@@ -288,12 +288,12 @@ def test_an_import_of_torch_is_caught(tmp_path):
 ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "adapters.check_four_bit": "four bits are the subject of 05 alone",
     "metrics.Metric": "01 shows it beside evaluate.load, which needs a network",
-    "metrics.for_tokens": "01 is the only lesson with a tag for each token",
+    "metrics.for_tokens": "01b is the only lesson with a tag for each token",
     "metrics.perplexity": "02 says what the loss of a model that writes means",
     "plots.timeline": "03 shows where in a step the memory goes",
     "preflight.check": "08 breaks trainings, and this call finds out how",
-    "text.align_labels": "01 is the only lesson with a tag for each token",
-    "text.lengths": "01 chooses the longest text by it",
+    "text.align_labels": "01b is the only lesson with a tag for each token",
+    "text.lengths": "01 shows by it what padding costs",
     "text.tokenize_pairs": "02b is the only one with an encoder-decoder",
 }
 TAUGHT = re.compile(r'Taught in (notebooks/\S+\.ipynb|README\.md), "([^"]+)"')
@@ -483,9 +483,9 @@ def long_cells(notebook):
     return [f"cell {i}: {length} lines of code, at most 30" for i, length in lengths if length > 30]
 
 
-def long_median(notebook):
+def long_median(notebook, most=5):
     median = statistics.median(len(code_lines(cell)) for cell in code_cells(notebook))
-    return [f"the median code cell has {median} lines, at most 5"] if median > 5 else []
+    return [f"the median code cell has {median} lines, at most {most}"] if median > most else []
 
 
 def setup_cell(notebook):
@@ -666,6 +666,8 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("rule", RULES, ids=name)
 @pytest.mark.parametrize("path", PATHS, ids=name)
 def test_every_notebook_keeps(path, rule):
+    if rule is long_median and path.stem in REWRITTEN:
+        pytest.skip("has a rule of its own: fewer cells, and those in sight at most twelve lines")
     problems = rule(read(path))
     assert not problems, "\n".join(problems)
 
@@ -806,6 +808,8 @@ def test_what_is_no_path_of_a_machine_passes(text):
 
 REWRITTEN = {  # notebook: its number of cells, at most
     "00_start_here": 33,
+    "01_classification": 82,
+    "01b_named_entities": 27,
     "02_generation": 93,
     "02b_encoder_decoder": 45,
 }
@@ -952,6 +956,12 @@ def filled_guesses(notebook):
     return [f"cell {i}: {line!r} is the author's" for i, line in guesses if not re.search(r"= \.\.\.", line)]
 
 
+def long_median_in_sight(notebook):
+    """These notebooks have fewer cells, so each may do more; what only draws or checks is folded and does not count."""
+    seen = [cell for cell in code_cells(notebook) if not cell.metadata.get("jupyter", {}).get("source_hidden")]
+    return long_median(nbformat.v4.new_notebook(cells=seen), most=12)
+
+
 def open_checks(notebook):
     """The cell of a check holds the answer, so it is folded."""
     shown = [
@@ -967,6 +977,7 @@ REWRITTEN_RULES = [
     short_texts,
     long_sentences,
     filled_guesses,
+    long_median_in_sight,
     open_checks,
 ]
 
@@ -1004,8 +1015,11 @@ def rewritten():
         new_markdown_cell(text, metadata={"tags": ["finding"]}),
         new_markdown_cell("## Second\n\nThis text has more than nine words in it, as it should."),
         code("plots.show(ax, alt)", picture),
-        new_markdown_cell("The mean of the three seeds is 0.81.", metadata={"tags": ["finding"]}),
-        new_markdown_cell("From 0.82 to 0.81, all in all.", metadata={"tags": ["finding", "finding-all"]}),
+        new_markdown_cell("The mean of the three seeds is 0.81, as the picture shows.", metadata={"tags": ["finding"]}),
+        new_markdown_cell(
+            "From 0.82 to 0.81, all in all and with both sections in view.",
+            metadata={"tags": ["finding", "finding-all"]},
+        ),
         code("checks.guess(guess)", tags=["check"], jupyter={"source_hidden": True}),
     ]
     return new_notebook(cells=cells)
@@ -1043,6 +1057,7 @@ BROKEN_REWRITTEN = [
     (short_texts, lambda notebook: notebook.cells.append(new_markdown_cell("**Measure:**"))),
     (long_sentences, say(2, "words", "words " * 30)),
     (filled_guesses, say(3, "...", "0.9")),
+    (long_median_in_sight, lambda notebook: [say(i, "", "print(1)\n" * 13)(notebook) for i in (1, 3, 4, 7)]),
     (open_checks, lambda notebook: notebook.cells[10].metadata.pop("jupyter")),
 ]
 
