@@ -1332,7 +1332,7 @@ def to_messages(dataset, *, prompt=None, answer=None, system=None):
     helpers.data.DataError: the data: has no column "replies", it has passage, question, reply (closest: reply). \
 Rename a column to it, or pass the name of yours.
 
-    Taught in notebooks/02_generation.ipynb, "See the data".
+    Taught in notebooks/02_generation.ipynb, "From a row to tokens".
     """
     if (prompt is None) != (answer is None):
         raise DataError('prompt= and answer= belong together, such as prompt="question", answer="reply". Pass both.')

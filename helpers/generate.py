@@ -37,7 +37,7 @@ def texts(model, tokenizer, prompts, *, batch_size=16, return_stopped=False, **g
     >>> len(answers), len(stopped)
     (2, 2)
 
-    Taught in notebooks/02_generation.ipynb, "Before training".
+    Taught in notebooks/02_generation.ipynb, "Round 2: fine-tune".
     """
     if "num_return_sequences" in generation:
         raise ValueError("num_return_sequences: there is one text for each prompt. Repeat the prompt instead.")
@@ -194,7 +194,7 @@ def compare(prompts, references, **answers):
     |:--------------|:------------|:---------|:--------|
     | Which colour? | red         | ✗ a lamp | ✓ red   |
 
-    Taught in notebooks/02_generation.ipynb, "Before training".
+    Taught in notebooks/02_generation.ipynb, "Before and after".
     """
     columns = {"prompt": prompts, "reference": references}
     taken = columns.keys() & answers.keys()

@@ -102,7 +102,7 @@ def score(metric, predictions, references):
     >>> score("token_f1", ["The red door.", "blue"], ["red door", ["green", "dark blue"]])
     0.8333333333333333
 
-    Taught in notebooks/02_generation.ipynb, "Before training".
+    Taught in notebooks/02_generation.ipynb, "Round 2: fine-tune".
     """
     row_outcomes, outcomes, score_sums = _outcomes(metric, predictions, references)
     counts = np.bincount(row_outcomes)
@@ -198,7 +198,7 @@ def compare(metric, predictions, others, references, *, n=1000, confidence=0.95,
     >>> print(compare("accuracy", lora, full, references))
     +5.0 points [+2.0, +8.0], 1 seed x 200 rows
 
-    Taught in notebooks/02_generation.ipynb, "Round 5: how to choose the next word".
+    Taught in notebooks/02_generation.ipynb, "Round 3: how good is it?".
     """
     sides = [_seeds(metric, side) for side in (predictions, others)]
     n_seeds = max(map(len, sides))
@@ -278,7 +278,7 @@ def total_loss(model, batches):
     >>> print(f"{n_tokens} tokens, perplexity {perplexity(total, n_tokens):.1f}")
     2 tokens, perplexity 16.0
 
-    Taught in notebooks/02_generation.ipynb, "Round 2: three silent failures".
+    Taught in notebooks/02_generation.ipynb, "Round 4: three mistakes that raise no error".
     """
     import torch
     from torch.nn.functional import cross_entropy, pad
@@ -321,7 +321,7 @@ def perplexity(total_loss, n_tokens):
     >>> print(f"{np.exp(np.mean([4.0, 1.0])):.2f}")  # the same in two batches, by the mean of their means: wrong
     12.18
 
-    Taught in notebooks/02_generation.ipynb, "Round 2: three silent failures".
+    Taught in notebooks/02_generation.ipynb, "The loss, by hand".
     """
     total, n = float(total_loss), float(n_tokens)
     if not (0 <= total < math.inf and n >= 1 and n.is_integer()):

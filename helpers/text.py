@@ -501,7 +501,7 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
     target: [[[CLS] good book [SEP]]]
     4 of 13 tokens count
 
-    Taught in notebooks/02_generation.ipynb, "Round 4: two architectures, the same titles".
+    Taught in notebooks/more/02b_encoder_decoder.ipynb, "A source and a target".
     """
     if tokenizer.eos_token_id is None:
         raise data.DataError(

@@ -686,7 +686,7 @@ def decode(model, tokenizer, prompt="", **settings):
     >>> len(panel.start(temperature=1.0).wait().answers)
     1
 
-    Taught in notebooks/02_generation.ipynb, "Decode by hand".
+    Taught in notebooks/more/02b_encoder_decoder.ipynb, "Decode by hand".
     """
     return _Decoding(model, tokenizer, {"prompt": prompt, **settings})
 

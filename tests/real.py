@@ -25,6 +25,7 @@ from notebooks import NOTEBOOKS, code_cells, code_digest, tagged
 ROOT = NOTEBOOKS.parent
 RESULT = ROOT / "data" / "results" / "real.json"
 FOLDER = ROOT / ".build" / "real"
+DIAL = re.compile(r"""(?m)^MODEL = ("[^"\n]*"|'[^'\n]*')""")
 MODELS = {  # notebook: the real model that it runs with
     "00_start_here": "minilm",
     "01_classification": "minilm",
@@ -44,9 +45,9 @@ def turned(notebook, model):
     for cell in code_cells(copy):
         if cell.source in turn:
             line = f"MODEL = {turn[cell.source]!r}"
-            cell.source, count = re.subn(r"(?m)^MODEL = [^#\n]*?(?=\s*(?:#|$))", lambda _, line=line: line, cell.source)
+            cell.source, count = DIAL.subn(lambda _, line=line: line, cell.source)
             if count != 1:
-                raise ValueError(f"{count} lines MODEL = ... in a cell, not 1: {cell.source[:60]!r}")
+                raise ValueError(f"{count} lines set MODEL to a name in a cell, not 1: {cell.source[:60]!r}")
     return copy
 
 

@@ -242,7 +242,7 @@ def test_an_error_and_the_keyboard(page, visit):
 
 @pytest.mark.release
 def test_decoding_by_hand(page, visit):
-    open_section(visit, "02_generation", "## Decode by hand", ["from helpers import widgets\n\ntuned = pretrained()"])
+    open_section(visit, "more/02b_encoder_decoder", "## Decode by hand")
     panel = page.locator(".decoding-panel")
     type_into(panel, "temperature", "1.5")
     type_into(panel, "seed", "7")

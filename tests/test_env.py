@@ -309,3 +309,27 @@ def test_recommend_reads_a_file_and_loads_no_torch():
     code = "import sys; from helpers import env; env.recommend('tiny-encoder'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "default", "runs_with", "said"),
+    [
+        ("tiny-encoder", "tiny-encoder", "tiny-encoder", ""),
+        ("tiny-decoder", "tiny-encoder", "tiny-encoder", "is a decoder and this lesson needs an encoder"),
+        ("tiny-seq2seq", "tiny-encoder", "tiny-encoder", "is an encoder-decoder and this lesson needs an encoder"),
+        ("tiny-encoder", "tiny-decoder", "tiny-decoder", "is an encoder and this lesson needs a decoder"),
+    ],
+)
+def test_the_dial_says_once_what_a_lesson_runs_with(model, default, runs_with, said, capsys):
+    assert env.dial(model, default) == runs_with
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert len(printed.splitlines()) == bool(said)
+
+
+def test_the_dial_takes_another_folder_of_the_right_kind(tmp_path, capsys):
+    folder = tmp_path / "my models" / "the first one"
+    folder.parent.mkdir()
+    folder.symlink_to(env.model_path("tiny-encoder"))
+    assert env.dial(str(folder), "tiny-encoder") == str(folder)
+    assert "your numbers will differ" in capsys.readouterr().out

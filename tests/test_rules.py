@@ -294,7 +294,7 @@ ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "preflight.check": "08 breaks trainings, and this call finds out how",
     "text.align_labels": "01b is the only lesson with a tag for each token",
     "text.lengths": "01 shows by it what padding costs",
-    "text.tokenize_pairs": "02 is the only lesson with an encoder-decoder",
+    "text.tokenize_pairs": "02b is the only one with an encoder-decoder",
 }
 TAUGHT = re.compile(r'Taught in (notebooks/\S+\.ipynb|README\.md), "([^"]+)"')
 
@@ -811,6 +811,8 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "08_break_it": 132,
     "01_classification": 82,
     "01b_named_entities": 27,
+    "02_generation": 93,
+    "02b_encoder_decoder": 45,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(

@@ -22,7 +22,7 @@ CARDS = ["README.md", "data/README.md", *(f"data/models/tiny-{kind}/README.md" f
 NOTEBOOKS = {
     "00_start_here": ("What does fine-tuning change, and how would you know?", 15),
     "01_classification": ("How does a pre-trained encoder become a classifier, and is it any good?", 60),
-    "02_generation": ("Which tokens count when a model learns to write?", 90),
+    "02_generation": ("Which tokens count when a model learns to write?", 60),
     "03_full_fine_tuning": ("What does it cost to change every weight?", 60),
     "04_lora": ("How few weights can you train, and what does it really buy?", 75),
     "05_qlora": ("What does a four-bit base cost you?", 60),
@@ -100,13 +100,21 @@ def writer_scores(kind):
     rows = []
     for task in dict.fromkeys(run["settings"]["task"] for run in runs):
         for start in ("pretrained", "random"):
-            same = [run for run in runs if (run["settings"]["task"], run["settings"]["start"]) == (task, start)]
+            same = [run for run in runs if run["settings"]["task"] == task]
+            same = [run for run in same if run["settings"].get("start", "pretrained") == start]
+            if not same:
+                continue
             score = "ROUGE-L" if "summaries" in task else "exact match"
-            row = {"task": task.removeprefix("seq2seq "), "score": score, "start": f"{start}, {len(same)} seeds"}
+            row = {
+                "task": task.removeprefix("seq2seq "),
+                "score": score,
+                "start": f"{start}, {len(same)} seed{'s' * (len(same) > 1)}",
+            }
             row["rate"] = same[0]["settings"]["learning_rate"]
-            rows.append(
-                row | {part: str(metrics.mean_interval([run["metrics"][part] for run in same])) for part in PARTS[3:]}
-            )
+            for part in PARTS[3:]:
+                values = [run["metrics"][part] for run in same]
+                row[part] = str(metrics.mean_interval(values)) if len(values) > 1 else f"{values[0]:.2f}"
+            rows.append(row)
     return rows
 
 
