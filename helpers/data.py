@@ -975,6 +975,7 @@ def _hot_columns(rows, texts, label):
     others = [
         name for name in rows.column_names if name not in texts and re.fullmatch(LABEL, _kind(rows.features[name]))
     ]
+    others = [name for name in others if not _is_list(rows.features[name])]
     found = [name for name in others if _label_counts(rows, name, most=2).keys() <= HOT.keys()]
     return found if len(found) > 1 else []
 
