@@ -93,7 +93,7 @@ def check(
     >>> check(model, None, rows, transformers.TrainingArguments("runs/none", report_to="none"))
     error, labels: row 3 has the label 2, the model has 2 (0 to 1). Correct it, or load the model with num_labels=3.
 
-    Taught in notebooks/08_break_it.ipynb, "One call before training".
+    Taught in notebooks/08_break_it.ipynb, "What one call would have said".
     """
     given = locals()
     with _same_random_numbers():
