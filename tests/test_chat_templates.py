@@ -1,6 +1,7 @@
 """Chat templates in the shape of known families, tool calls, and random templates against a slow reference."""
 
 import json
+import os
 
 import pytest
 from datasets import Dataset
@@ -277,7 +278,10 @@ def test_tool_calls_that_the_template_does_not_write(change, parts, monkeypatch)
 
 # ---- Random templates and conversations ----------------------------------------------------------------------------
 
-many = settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
+EXAMPLES = 2_000 if os.environ.get("RELEASE") == "1" else 200
+many = settings(
+    max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
+)
 RANDOM = bytewise("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|close|>")
 RANDOM_LETTERS = sentencepiece_like("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|close|>")
 

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import os
 
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, List
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from helpers import data
 
+FACTOR = 10 if os.environ.get("RELEASE") == "1" else 1
 many = settings(
-    max_examples=600,
+    max_examples=300 * FACTOR,
     deadline=None,
     database=None,
     derandomize=True,
@@ -135,7 +137,7 @@ def test_in_memory(rows, labels):
     checked_or_refused(lambda: data.check(rows, labels=labels))
 
 
-@settings(many, max_examples=200)
+@settings(many, max_examples=100 * FACTOR)
 @given(in_memory(), in_memory())
 def test_splits(train, test):
     checked_or_refused(lambda: data.check(DatasetDict(train=train, test=test))["train"])
@@ -145,7 +147,7 @@ tags = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "I-", "x", "", 
 sentences = st.lists(st.lists(words | st.none(), max_size=4), min_size=1, max_size=4)
 
 
-@settings(many, max_examples=400)
+@settings(many, max_examples=200 * FACTOR)
 @given(sentences, st.data())
 def test_sentences(found, more):
     tagged = [more.draw(st.lists(tags, min_size=len(s), max_size=len(s)) | st.lists(tags, max_size=4)) for s in found]
@@ -216,7 +218,7 @@ def test_conversations(folder, kind):
     rows = {"chat": chat_rows, "sharegpt": sharegpt_rows, "alpaca": alpaca_rows, "squad": squad}[kind]
     documents = squad if kind == "squad" else st.lists(rows, max_size=4)
 
-    @settings(many, max_examples=150)
+    @settings(many, max_examples=80 * FACTOR)
     @given(documents, st.sampled_from([".json", ".jsonl"]), st.sampled_from([None, "S"]))
     def run(found, suffix, system):
         path = folder / f"talks{suffix}"
@@ -243,7 +245,7 @@ columns = st.lists(
 tagged_files = st.lists(columns.map(" ".join) | columns.map("\t".join) | st.just("Ada B-PER") | st.just(""), max_size=6)
 
 
-@settings(many, max_examples=400)
+@settings(many, max_examples=200 * FACTOR)
 @given(tagged_files, st.sampled_from([".conll", ".txt", ".tsv"]))
 def test_columns_of_words_and_tags(folder, lines, suffix):
     path = folder / f"words{suffix}"
@@ -258,7 +260,7 @@ def test_columns_of_words_and_tags(folder, lines, suffix):
         assert all(tag_names[number][:2] in ("O", "B-", "I-") for number in numbers)
 
 
-@settings(many, max_examples=300)
+@settings(many, max_examples=150 * FACTOR)
 @given(st.lists(st.dictionaries(names, values, max_size=3), min_size=1, max_size=4))
 def test_objects_come_back_as_they_were(folder, found):
     """Never a field that was not in the file, whatever other rows have."""
@@ -272,7 +274,7 @@ def test_objects_come_back_as_they_were(folder, found):
     assert [row["x"] for row in rows] == kept
 
 
-@settings(many, max_examples=300)
+@settings(many, max_examples=150 * FACTOR)
 @given(st.lists(st.lists(strange, min_size=2, max_size=2), min_size=1, max_size=5), st.data())
 def test_the_fast_parser_reads_what_the_csv_module_reads(folder, body, more):
     file = io.StringIO()
