@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -165,6 +166,8 @@ def main(command, *arguments):
         for path in [*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("more/*.ipynb")]:
             copy = with_solutions(nbformat.read(path, as_version=4))
             nbformat.write(copy, folder / path.relative_to(NOTEBOOKS))
+        for path in NOTEBOOKS.glob("*.py"):  # what a notebook imports
+            shutil.copy(path, folder)
     else:
         sys.exit(__doc__)
 
