@@ -149,11 +149,18 @@ def _candidates(network):
     return sorted({name.rpartition(".")[2] for name in names})
 
 
+HEADS = (
+    "classifier",
+    "score",
+    "qa_outputs",
+)  # get_peft_model adds these to modules_to_save, whether they are there or not
+
+
 def _check_targets(network, config):
     """Every target must be the name, or the end of the name, of a layer; peft asks that of one of them only."""
     targets = getattr(config, "target_modules", None) or "all-linear"
     names = [name for name, _ in network.named_modules()]
-    ends = list(getattr(config, "modules_to_save", None) or ())
+    ends = [name for name in getattr(config, "modules_to_save", None) or () if name not in HEADS]
     if isinstance(targets, str):
         matches = targets == "all-linear" or any(re.fullmatch(targets, name) for name in names)
         missing = [] if matches else [targets]

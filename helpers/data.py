@@ -1618,9 +1618,9 @@ def _each(dataset, change):
 def _map(rows, function, **options):
     """`Dataset.map` in batches, to a temporary file. Rows keep the order of your file, so its name stays for errors."""
     with _no_progress_bars():
-        result = rows.map(
-            function, batched=True, cache_file_name=_temporary_file(), load_from_cache_file=False, **options
-        )
+        mark = uuid.uuid4().hex  # nothing is looked up by it, and some functions cannot be hashed
+        place = dict(cache_file_name=_temporary_file(), load_from_cache_file=False, new_fingerprint=mark)
+        result = rows.map(function, batched=True, **place, **options)
     result.set_format(None)
     if _file_name(rows) != "the data":
         result.file_name = rows.file_name

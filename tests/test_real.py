@@ -70,7 +70,7 @@ def test_the_first_notebook_runs_on_other_models(model, tmp_path):
         model.symlink_to(path)
     notebook = nbformat.read(real.path_of("00_start_here"), as_version=4)
     for cell in notebook.cells:
-        cell.source = re.sub(r"range\(500\)", "range(32)", cell.source)
+        cell.source = re.sub(r"range\(500\)", "range(64)", cell.source)
         cell.source = re.sub(
             r'("validation(?:_handwritten)?\.csv"\))(?!\.select)', r"\1.select(range(8, 40))", cell.source
         )
