@@ -290,3 +290,20 @@ def test_the_report_is_one_file_that_needs_nothing_else(scoring, tmp_path):
         "Settings",
     ):
         assert f"<h2>{title}" in page
+
+
+@pytest.mark.parametrize(("list_f1", "said"), [(0.25, "word list"), (0.05, None)])
+def test_tags_that_are_not_above_a_list_of_words_are_said(list_f1, said, scoring):
+    """Random tags: some are right by chance, as often by the list as by the model."""
+    rows = [{"tokens": ["Ada"], "tags": ["B-P"]}]
+    parts = dict.fromkeys(("train", "validation", "test"), Dataset.from_list(rows))
+    ahead = {"low": 0.2, "high": 0.34, "score": list_f1, "lead": 0.27 - list_f1}
+    one = {
+        "this model": {"score": 0.27, "low": 0.2, "high": 0.34},
+        "no entity": {"score": 0.0, "low": 0.0, "high": 0.0, "lead": 0.27, "lead_low": 0.2, "lead_high": 0.34},
+        "word list": ahead | {"lead_low": 0.27 - list_f1 - 0.07, "lead_high": 0.27 - list_f1 + 0.07},
+    }
+    results = {"baselines": {"validation": one, "test": one}, "history": [], "metric": "f1"}
+    found = scoring["tokens"].warnings(results, parts, config(labels=["O", "B-P"]))
+    assert (found == []) == (said is None)
+    assert said is None or said in found[0]

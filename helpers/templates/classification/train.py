@@ -173,6 +173,7 @@ def training_arguments(config):
     settings = {key: value for key, value in config["training"].items() if key != "early_stopping_patience"}
     settings["output_dir"] = str(HERE / settings["output_dir"])
     settings["activation_checkpointing"] = checkpointing(config)
+    settings.setdefault("dataloader_pin_memory", torch.cuda.is_available())  # without a GPU torch warns at each epoch
     if torch.cuda.is_available() and not {"bf16", "fp16"} & set(settings):  # fp32 on a CPU, where the others are slow
         settings["bf16" if gpu_has_bf16() else "fp16"] = True  # fp16 comes with scaling of the loss
     for field in dataclasses.fields(TrainingArguments):  # which takes a text for a number, and fails only later

@@ -83,7 +83,9 @@ def warnings(results, rows, config):
         found.append(verdict.unrelated("tags"))
     else:
         harder = verdict.of_the_parts(compared)
-        found += harder + verdict.of_the_baselines(config, compared, results["metric"], () if harder else {NOTHING})
+        found += harder + verdict.of_the_baselines(
+            config, compared, results["metric"], () if harder else {NOTHING, LIST}
+        )
     return found
 
 
