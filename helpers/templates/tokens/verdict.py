@@ -66,10 +66,19 @@ def effort(config):
 
 
 def more_or_less(config, history, classes):
-    """What to do when nothing was learnt: train more; or less fast, if the loss was above that of any guess."""
-    losses = [one["loss"] for one in history if "loss" in one]
+    """What to do when nothing was learnt: train more; or less fast, if the loss was above that of any guess.
+
+    A loss that stood still says only that the rate is wrong: far too low, or so high that the model broke early.
+    """
+    losses, rate = [one["loss"] for one in history if "loss" in one], config["training"]["learning_rate"]
     if losses and not max(losses) < 1.5 * max(math.log(classes), 0.5):
-        return f"lower training.learning_rate: {config['training']['learning_rate']:g}, to a tenth or less"
+        return f"lower training.learning_rate: {rate:g}, to a tenth or less"
+    third = len(losses) // 3
+    if third > 1 and np.mean(losses[-third:]) > 0.97 * np.mean(losses[-2 * third : -third]):
+        stood = f"its training loss stood still at {np.mean(losses[-third:]):.2f}, so training.learning_rate: {rate:g}"
+        return (
+            f"{stood}, so training.learning_rate: {rate:g} is too high or too low; `python train.py --find` tries both"
+        )
     return f"raise {effort(config)}"
 
 
@@ -138,7 +147,7 @@ def of_the_curve(config, history, metric, rows):
     if len(scores) > 2 and len(set(scores)) == 1 and scores[0] < 0.999:
         warnings.append(
             f"All {len(scores)} evaluations score the same, {metric} {scores[0]:.3f}, so nothing changed that counts: "
-            f"raise training.learning_rate: {training['learning_rate']:g}, or let `python train.py --find` try some."
+            f"let `python train.py --find` try other values of training.learning_rate: {training['learning_rate']:g}."
         )
     lowest = int(np.argmin(losses))
     fell, gained = losses[-2] - losses[-1], scores[-1] - max(scores[:-1])
