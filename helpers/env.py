@@ -266,13 +266,14 @@ def _from_hub(model):
     return model
 
 
-def recommend(model, method="full", rows=None, classes=None):
+def recommend(model, method="full", rows=None, classes=None, tags=False):
     """Settings to start from: a dict of `learning_rate`, `epochs`, `warmup_ratio`, `batch_size`, and `why` in words.
 
     The rate falls with the square of the model's width, and is ten times higher, at most 3e-3, for an adapter (any
-    `method` but "full"); epochs make up for few `rows` of training and many `classes`, of texts or words. A start, not
-    an optimum: with minutes to spare try half and twice the rate on validation rows. What the rule rests on is in
-    README.md, "On data nobody here wrote". Raises `ModelNotFound` as `model_path` does.
+    `method` but "full"), a quarter of that where `tags` of words are learned; epochs make up for few `rows` of training
+    and many `classes`, of texts or words. A start, not an optimum: with minutes to spare try half and twice the rate on
+    validation rows. What the rule rests on is in README.md, "On data nobody here wrote". Raises `ModelNotFound` as
+    `model_path` does.
 
     >>> settings = recommend("tiny-encoder", rows=100, classes=2)
     >>> settings["learning_rate"], settings["epochs"]
@@ -281,11 +282,14 @@ def recommend(model, method="full", rows=None, classes=None):
     width = _width(model)
     # 1e-3 up to width 172, 2e-4 at 384, 5e-5 at 768 (BERT), 2e-5 from 1,214 on; LoRA of rank 16 lost at 1e-2
     rate = min(1e-3, max(2e-5, 2e-4 * (384 / width) ** 2))
-    rate = float(f"{rate if method == 'full' else min(3e-3, 10 * rate):.0e}")
+    if method != "full":  # tags: most are O, and from 1e-3 on MiniLM with LoRA soon knew nothing else
+        rate = min(3e-3, 10 * rate) / (4 if tags else 1)
+    rate = float(f"{rate:.0e}")
     batch, steps = 16 if width <= 512 else 8, 200 + 10 * (classes or 0)
     epochs = max(3, min(100, math.ceil(steps / math.ceil(rows / batch)))) if rows else 3
     of = f"{rows or 0:,} rows" + f" and {classes} classes" * bool(classes)
-    why = f"rate {rate:g}: width {width}, {method}" + f"; {epochs} epochs: {of} need {steps} steps" * (epochs > 3)
+    why = f"rate {rate:g}: width {width}, {method}" + ", tags" * tags
+    why += f"; {epochs} epochs: {of} need {steps} steps" * (epochs > 3)
     return {"learning_rate": rate, "epochs": epochs, "warmup_ratio": 0.1, "batch_size": batch, "why": why}
 
 
