@@ -905,14 +905,8 @@ def _label_lists(problems, where, rows, hot):
         return rows
     for name in hot:
         found = _label_counts(rows, name)
-        slips = {value: f'column "{name}" holds {_short(value)}, not 0 or 1' for value in found.keys() - HOT.keys()}
-        _note_slips(
-            problems,
-            where,
-            rows,
-            name,
-            {value: f"{what}. Correct it, or drop the row." for value, what in slips.items()},
-        )
+        told = f'column "{name}" holds %s, not 0 or 1. Correct it, or drop the row.'
+        _note_slips(problems, where, rows, name, {value: told % _short(value) for value in found.keys() - HOT.keys()})
     if problems.first_rows:
         return rows
     classes = List(ClassLabel(names=hot))
@@ -1432,6 +1426,20 @@ def _decoded(value):
         return json.loads(value)
     except ValueError as error:
         raise ValueError(f"a call or list of tools is no JSON ({error}). Correct it, or drop the row") from None
+
+
+def for_template(message):
+    """A message as chat templates take it: without nulls, and with objects where OpenAI's files have JSON as text.
+
+    >>> for_template({"role": "assistant", "tool_calls": [{"function": {"arguments": '{"city": "Bern"}'}}]})
+    {'role': 'assistant', 'tool_calls': [{'function': {'arguments': {'city': 'Bern'}}}]}
+    """
+    message = {name: value for name, value in message.items() if value is not None}
+    calls = [dict(call, function=dict(call.get("function") or {})) for call in message.get("tool_calls", [])]
+    for call in calls:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return message | ({"tool_calls": calls} if calls else {})
 
 
 def _conversations(rows, chat, prompt, answer, system, needs):
