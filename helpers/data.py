@@ -32,7 +32,6 @@ import math
 import re
 import string
 import tempfile
-import unicodedata
 import uuid
 from pathlib import Path
 
@@ -1658,19 +1657,10 @@ def _joined(values):
     return values.cast(pa.large_string()).fill_null("")
 
 
-class _Spaces(dict):
-    """For `str.translate`: a space for each mark of punctuation."""
-
-    def __missing__(self, character):
-        self[character] = " " if unicodedata.category(chr(character))[0] == "P" else character
-        return self[character]
-
-
-SPACES = _Spaces()
-
-
 def _without_punctuation(texts):
-    plain = ((" ".join(text.lower().translate(SPACES).split()), text) for text in texts.to_pylist())
+    import regex
+
+    plain = ((" ".join(regex.sub(r"\p{P}", " ", text.lower()).split()), text) for text in texts.to_pylist())
     return pa.array([short or text for short, text in plain], texts.type)  # ":)" and ":(" are not the same text
 
 
