@@ -224,18 +224,16 @@ def _read_table(path):
     for way in (PLAIN, ESCAPED, *([UNQUOTED] if dialect[1] == "\t" else [])):
         try:
             return _written(path.name, lambda way=way: _csv_pieces(path, dialect, way))
-        except csv.Error as error:
+        except _Unreadable as error:
             refused = refused or error
         except DataError:  # of another way than the file's own there is nothing to say
             if not refused:
                 raise
-    number = itertools.count()  # the header is not a row, and the row that cannot be read is
-    with contextlib.suppress(csv.Error):
-        collections.deque(zip(_csv_rows(path, dialect, PLAIN), number, strict=False), maxlen=0)
-    raise DataError(
-        f"{path.name}, row {next(number)}: cannot be read as CSV ({refused}). Close each quotation mark, and write one "
-        'inside a quoted cell twice: "".'
-    )
+    raise refused
+
+
+class _Unreadable(DataError):
+    """The `csv` module cannot read a table in one of the ways to write it."""
 
 
 def _dialect(path):
@@ -247,7 +245,7 @@ def _dialect(path):
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     separator = told[1] if told else usual if usual in first else max(usual + ",;\t|", key=first.count)
     for candidate in () if told else dict.fromkeys(usual + ",;\t|"):  # which gives each row as many cells as the header
-        with contextlib.suppress(csv.Error):
+        with contextlib.suppress(_Unreadable):
             counts = {len(row) for row in itertools.islice(_csv_rows(path, (False, candidate, False), PLAIN), 20)}
             if len(counts) == 1 and counts != {1}:
                 separator = candidate
@@ -264,9 +262,17 @@ def _csv_rows(path, dialect, way):
         lines = itertools.islice(file, 1, None) if told else file
         if way == ESCAPED:
             lines = (re.sub(r'\\(["\\])', lambda found: {'"': '""'}.get(found[1], found[1]), line) for line in lines)
-        yield from filter(
-            None, csv.reader(lines, delimiter=separator, skipinitialspace=spaces, quoting=quoting, strict=True)
-        )
+        rows = csv.reader(lines, delimiter=separator, skipinitialspace=spaces, quoting=quoting, strict=True)
+        number = 0  # the header is not a row
+        try:
+            for row in filter(None, rows):
+                yield row
+                number += 1
+        except csv.Error as error:
+            raise _Unreadable(
+                f"{path.name}, row {number}: cannot be read as CSV ({error}). Close each quotation mark, and write one "
+                'inside a quoted cell twice: "".'
+            ) from None
 
 
 def _csv_pieces(path, dialect, way):
@@ -728,9 +734,11 @@ labels=[...].
     _known_duplicates(duplicates)
     splits, columns, problems = _splits(dataset, name), _columns(text), Problems()
     if hot := _hot_columns(next(iter(splits.values())), columns, label):
-        splits = {where: _label_lists(problems, where, rows, hot) for where, rows in splits.items()}
+        for where, rows in splits.items():
+            _check_hot(problems, where, rows, hot)
         problems.raise_all(name or ", ".join(splits))
-        label = "label"
+        dataset, label = _each(dataset, lambda rows: _label_lists(rows, hot)), "label"
+        splits = _splits(dataset, name)
     labelled, readable = {}, {}
     for where, rows in splits.items():
         texts_fit = [_fits(problems, where, rows, column, TEXT, "text") for column in columns]
@@ -746,8 +754,6 @@ labels=[...].
     if duplicates == "error" and len(readable) == len(splits):
         _check_leaks(problems, splits, columns)
     problems.raise_all(name or ", ".join(splits))
-    if hot:
-        dataset = _each(dataset, lambda rows: _label_lists(problems, "", rows, hot))
     return _each(dataset, lambda rows: _with_classes(rows, label, names, numbers))
 
 
@@ -898,16 +904,16 @@ def _hot_columns(rows, texts, label):
 HOT = {"0": False, "1": True, "false": False, "true": True, "False": False, "True": True}
 
 
-def _label_lists(problems, where, rows, hot):
-    """The same rows with one column of lists of classes for columns of 0 and 1; notes what is neither."""
-    if not _check_columns(problems, where, rows, hot):
-        return rows
-    for name in hot:
-        found = _label_counts(rows, name)
-        told = f'column "{name}" holds %s, not 0 or 1. Correct it, or drop the row.'
-        _note_slips(problems, where, rows, name, {value: told % _short(value) for value in found.keys() - HOT.keys()})
-    if problems.first_rows:
-        return rows
+def _check_hot(problems, where, rows, hot):
+    """Notes what is neither 0 nor 1 in columns that stand for a class each."""
+    for name in hot if _check_columns(problems, where, rows, hot) else ():
+        what = f'column "{name}" holds %s, not 0 or 1. Correct it, or drop the row.'
+        slips = {value: what % _short(value) for value in _label_counts(rows, name).keys() - HOT.keys()}
+        _note_slips(problems, where, rows, name, slips)
+
+
+def _label_lists(rows, hot):
+    """The same rows with one column of lists of classes for columns of 0 and 1."""
     classes = List(ClassLabel(names=hot))
     features = Features({name: kind for name, kind in rows.features.items() if name not in hot} | {"label": classes})
     readers = {name: _label_reader(rows.features[name]) for name in hot}
