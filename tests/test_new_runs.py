@@ -168,6 +168,7 @@ def run_the_notebook(folder):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.timeout(600)
 def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
     """Processes of their own: python -m helpers.new, train.py killed from outside, accelerate launch.
 
@@ -175,7 +176,7 @@ def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
     """
 
     def run(*command, cwd):
-        done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
@@ -185,10 +186,8 @@ def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
     folder = tmp_path / "mine"
     log = (tmp_path / "log").open("w")
     child = subprocess.Popen([python, "train.py"], cwd=folder, env=environment(), stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
     while not (folder / "runs/main/checkpoint-4/trainer_state.json").exists():
         assert child.poll() is None, (tmp_path / "log").read_text()[-2000:]
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     child.kill()
     child.wait()
