@@ -87,7 +87,9 @@ def plan(model, peft):
     import torch
     import transformers
 
-    config = _configuration(model)
+    from . import memory
+
+    config = memory.configuration(model)
     task = getattr(peft.task_type, "value", peft.task_type)
     if task not in TASKS:
         raise ValueError(
@@ -107,22 +109,6 @@ def plan(model, peft):
     whole = sum(row["trained"] for row in rows if row["whole"])
     adapter = sum(row["trained"] for row in rows if not row["whole"])
     return Plan(title, adapter, whole, sum(parameter.numel() for parameter in wrapped.parameters()), rows)
-
-
-def _configuration(model):
-    """A configuration, from an object, a folder or a Hub id."""
-    import transformers
-
-    if isinstance(model, transformers.PreTrainedConfig):
-        return copy.deepcopy(model)
-    try:
-        return transformers.AutoConfig.from_pretrained(str(model))
-    except (OSError, ValueError) as error:
-        reason = re.split(r"\.\s|\n", str(error))[0]
-        raise ValueError(
-            f'no configuration for "{model}" that this transformers can read ({reason}). Pass a transformers '
-            "configuration, a folder with a config.json or a Hub id; of a model that you have it is model.config."
-        ) from error
 
 
 def _attached(network, config):
@@ -149,11 +135,8 @@ def _candidates(network):
     return sorted({name.rpartition(".")[2] for name in names})
 
 
-HEADS = (
-    "classifier",
-    "score",
-    "qa_outputs",
-)  # get_peft_model adds these to modules_to_save, whether they are there or not
+# get_peft_model adds these to modules_to_save, whether they are there or not
+HEADS = ("classifier", "score", "qa_outputs")
 
 
 def _check_targets(network, config):

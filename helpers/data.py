@@ -29,11 +29,9 @@ import functools
 import itertools
 import json
 import math
-import mmap
 import re
 import string
 import tempfile
-import unicodedata
 import uuid
 from pathlib import Path
 
@@ -42,7 +40,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as arrow_csv
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, List, Value
 from datasets.utils.json import ujson_loads
 
@@ -224,27 +221,19 @@ def _read_table(path):
     if first.startswith("-DOCSTART-") or re.search(rf"[ \t,](?:{TAG.pattern})\s*$", first):
         return _read_conll(path)
     dialect, refused = _dialect(path), None
-    with contextlib.suppress(pa.ArrowException), path.open("rb") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            regular = not any(dialect[::2]) and _is_regular(content, dialect[1])
-            has_escapes = content.find(b'\\"') >= 0
-        if regular and (dataset := _read_regular(path, dialect)):
-            return dataset
-    for way in (PLAIN, *([ESCAPED] if has_escapes else []), *([UNQUOTED] if dialect[1] == "\t" else [])):
+    for way in (PLAIN, ESCAPED, *([UNQUOTED] if dialect[1] == "\t" else [])):
         try:
             return _written(path.name, lambda way=way: _csv_pieces(path, dialect, way))
-        except csv.Error as error:
+        except _Unreadable as error:
             refused = refused or error
         except DataError:  # of another way than the file's own there is nothing to say
             if not refused:
                 raise
-    number = itertools.count()  # the header is not a row, and the row that cannot be read is
-    with contextlib.suppress(csv.Error):
-        collections.deque(zip(_csv_rows(path, dialect, PLAIN), number, strict=False), maxlen=0)
-    raise DataError(
-        f"{path.name}, row {next(number)}: cannot be read as CSV ({refused}). Close each quotation mark, and write one "
-        'inside a quoted cell twice: "".'
-    )
+    raise refused
+
+
+class _Unreadable(DataError):
+    """The `csv` module cannot read a table in one of the ways to write it."""
 
 
 def _dialect(path):
@@ -256,56 +245,12 @@ def _dialect(path):
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     separator = told[1] if told else usual if usual in first else max(usual + ",;\t|", key=first.count)
     for candidate in () if told else dict.fromkeys(usual + ",;\t|"):  # which gives each row as many cells as the header
-        with contextlib.suppress(csv.Error):
+        with contextlib.suppress(_Unreadable):
             counts = {len(row) for row in itertools.islice(_csv_rows(path, (False, candidate, False), PLAIN), 20)}
             if len(counts) == 1 and counts != {1}:
                 separator = candidate
                 break
     return bool(told), separator, re.search(f"{re.escape(separator)} +[^ ]", first) is not None
-
-
-def _is_regular(content, separator):
-    """Whether these bytes can be read in one way only: a quotation mark begins or ends a cell, or is twice in one.
-
-    Arrow's parser is many times faster than the `csv` module, and lets the others pass in some way of its own.
-    """
-    if content.find(b"\0") >= 0 or re.search(rb"\r(?!\n)", content):
-        return False
-    after_mark = np.array([ord('"'), ord(separator), ord("\n"), ord("\r")])
-    found = np.frombuffer(content, np.uint8)
-    pieces = range(0, len(found), 1 << 24)
-    marks = np.concatenate([np.flatnonzero(found[i : i + (1 << 24)] == ord('"')) + i for i in pieces])
-    opening, closing = marks[::2], marks[1::2]
-    first = 3 if content[:3] == b"\xef\xbb\xbf" else 0
-    begins = np.isin(found[opening - 1], after_mark[:3]) | (opening == first)
-    ends = np.isin(found[np.minimum(closing + 1, len(found) - 1)], after_mark)
-    del found
-    return len(marks) % 2 == 0 and bool(begins.all() and ends.all())
-
-
-def _read_regular(path, dialect):
-    """The table by Arrow's parser; None where the rows have to be looked at one by one, to say what is wrong."""
-    beginning = list(itertools.islice(_csv_rows(path, dialect, PLAIN), 1001))
-    names = beginning[0] if beginning else []
-    header, again = _header(names)
-    if len(beginning) < 2 or len({*header}) < len(header) or {*map(len, beginning)} != {len(header)}:
-        return None
-    _check_header(path.name, header, beginning[1:])
-    if _listed(dict(zip(header, zip(*beginning[1:], strict=True), strict=True))):
-        return None
-    file, schema, again = _temporary_file(), pa.schema([(name, pa.string()) for name in header]), pa.array([*again])
-    table = arrow_csv.open_csv(
-        path,
-        parse_options=arrow_csv.ParseOptions(delimiter=dialect[1], newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-    )
-    with table, pa.OSFile(file, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in table:
-            rows = batch.filter(pc.is_in(pc.utf8_trim_whitespace(batch.column(0)), again)).to_pylist()
-            if any(_same_names(row.values(), header) for row in rows):
-                return None
-            writer.write_batch(pa.record_batch(batch.columns, schema=schema))
-    return Dataset.from_file(file)
 
 
 def _csv_rows(path, dialect, way):
@@ -317,9 +262,17 @@ def _csv_rows(path, dialect, way):
         lines = itertools.islice(file, 1, None) if told else file
         if way == ESCAPED:
             lines = (re.sub(r'\\(["\\])', lambda found: {'"': '""'}.get(found[1], found[1]), line) for line in lines)
-        yield from filter(
-            None, csv.reader(lines, delimiter=separator, skipinitialspace=spaces, quoting=quoting, strict=True)
-        )
+        rows = csv.reader(lines, delimiter=separator, skipinitialspace=spaces, quoting=quoting, strict=True)
+        number = 0  # the header is not a row
+        try:
+            for row in filter(None, rows):
+                yield row
+                number += 1
+        except csv.Error as error:
+            raise _Unreadable(
+                f"{path.name}, row {number}: cannot be read as CSV ({error}). Close each quotation mark, and write one "
+                'inside a quoted cell twice: "".'
+            ) from None
 
 
 def _csv_pieces(path, dialect, way):
@@ -606,57 +559,25 @@ FORMATS |= dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), _read_conll) | {".
 def _written(file, pieces):
     """Writes pieces of columns as Arrow and maps them into memory.
 
-    `pieces` gives an iterator of {column: values}. It is called once where each piece has the types of the first, and
-    three times where not: a column's type is only known once its last row is seen.
+    `pieces` gives an iterator of {column: values}. It is called twice: a column's type is known once its last row is.
     """
-    types = None
-    for start in (1, 2):
-        if start == 2:
-            types = _types(file, pieces())
-        path = _temporary_file()
-        try:
-            with contextlib.suppress(_OtherTypes), contextlib.closing(pieces()) as found:
-                return _arrow_file(file, path, found, types)
-        except UNFIT as error:
-            if isinstance(error, (DataError, UnicodeDecodeError)):
-                raise
-            if start == 2:
-                raise DataError(f"{file}: has a column that `datasets` cannot hold ({_first_line(error)}).") from None
-
-
-class _OtherTypes(Exception):
-    """A piece has other types than the first."""
-
-
-def _arrow_file(file, path, pieces, types):
-    fixed, first = types, next(pieces, {})
-    types = types or _types(file, [first])
+    path, types = _temporary_file(), _types(file, pieces())
     schema = pa.schema(list(types.items()))
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for columns in itertools.chain([first], pieces):
-            if not fixed and columns.keys() - types.keys():
-                raise _OtherTypes
-            n_rows = len(next(iter(columns.values()), ()))
-            arrays = [_array(columns.get(name, [None] * n_rows), type_, fixed) for name, type_ in types.items()]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
-    return Dataset.from_file(path)
-
-
-def _array(values, type_, fixed):
-    """These values as Arrow; raises `_OtherTypes` when they are of another type that nobody fixed."""
-    if _is_json(type_):
-        if not _fits_json(values, type_):
-            raise _OtherTypes
-        return _json_array(values, type_)
-    if fixed:
-        return pa.array(values, type_)
     try:
-        array = pa.array(values)
-    except UNFIT:
-        raise _OtherTypes from None
-    if array.type not in (type_, pa.null()) or not _is_exact(array, values):
-        raise _OtherTypes
-    return array if array.type == type_ else pa.array(values, type_)
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for columns in pieces():
+                n_rows = len(next(iter(columns.values()), ()))
+                arrays = [_array(columns.get(name, [None] * n_rows), type_) for name, type_ in types.items()]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+        return Dataset.from_file(path)
+    except UNFIT as error:
+        if isinstance(error, (DataError, UnicodeDecodeError)):
+            raise
+        raise DataError(f"{file}: has a column that `datasets` cannot hold ({_first_line(error)}).") from None
+
+
+def _array(values, type_):
+    return _json_array(values, type_) if _is_json(type_) else pa.array(values, type_)
 
 
 def _types(file, pieces):
@@ -813,9 +734,11 @@ labels=[...].
     _known_duplicates(duplicates)
     splits, columns, problems = _splits(dataset, name), _columns(text), Problems()
     if hot := _hot_columns(next(iter(splits.values())), columns, label):
-        splits = {where: _label_lists(problems, where, rows, hot) for where, rows in splits.items()}
+        for where, rows in splits.items():
+            _check_hot(problems, where, rows, hot)
         problems.raise_all(name or ", ".join(splits))
-        label = "label"
+        dataset, label = _each(dataset, lambda rows: _label_lists(rows, hot)), "label"
+        splits = _splits(dataset, name)
     labelled, readable = {}, {}
     for where, rows in splits.items():
         texts_fit = [_fits(problems, where, rows, column, TEXT, "text") for column in columns]
@@ -831,8 +754,6 @@ labels=[...].
     if duplicates == "error" and len(readable) == len(splits):
         _check_leaks(problems, splits, columns)
     problems.raise_all(name or ", ".join(splits))
-    if hot:
-        dataset = _each(dataset, lambda rows: _label_lists(problems, "", rows, hot))
     return _each(dataset, lambda rows: _with_classes(rows, label, names, numbers))
 
 
@@ -983,22 +904,16 @@ def _hot_columns(rows, texts, label):
 HOT = {"0": False, "1": True, "false": False, "true": True, "False": False, "True": True}
 
 
-def _label_lists(problems, where, rows, hot):
-    """The same rows with one column of lists of classes for columns of 0 and 1; notes what is neither."""
-    if not _check_columns(problems, where, rows, hot):
-        return rows
-    for name in hot:
-        found = _label_counts(rows, name)
-        slips = {value: f'column "{name}" holds {_short(value)}, not 0 or 1' for value in found.keys() - HOT.keys()}
-        _note_slips(
-            problems,
-            where,
-            rows,
-            name,
-            {value: f"{what}. Correct it, or drop the row." for value, what in slips.items()},
-        )
-    if problems.first_rows:
-        return rows
+def _check_hot(problems, where, rows, hot):
+    """Notes what is neither 0 nor 1 in columns that stand for a class each."""
+    for name in hot if _check_columns(problems, where, rows, hot) else ():
+        what = f'column "{name}" holds %s, not 0 or 1. Correct it, or drop the row.'
+        slips = {value: what % _short(value) for value in _label_counts(rows, name).keys() - HOT.keys()}
+        _note_slips(problems, where, rows, name, slips)
+
+
+def _label_lists(rows, hot):
+    """The same rows with one column of lists of classes for columns of 0 and 1."""
     classes = List(ClassLabel(names=hot))
     features = Features({name: kind for name, kind in rows.features.items() if name not in hot} | {"label": classes})
     readers = {name: _label_reader(rows.features[name]) for name in hot}
@@ -1069,11 +984,9 @@ def _classes(problems, splits, label, labels, tags=False):
 def _note_slips(problems, where, rows, label, slips):
     """Notes the rows of the first few of `slips`, {label: what is wrong with it}; None is a label that is missing."""
     shown = dict(itertools.islice(slips.items(), SHOWN + (None in slips)))
-    for numbers, texts, codes in _coded(rows, label):
-        for code in [code for code, value in enumerate(texts) if value in shown]:
-            found = np.unique(numbers[codes == code])
-            if len(found):
-                problems.add(where, shown[texts[code]], *found)
+    for row, values in _labels(rows, label):
+        for value in shown.keys() & set(values):
+            problems.add(where, shown[value], row)
     if len(slips) > len(shown):
         problems.add(where, f"{len(slips) - len(shown)} more values of {label} are wrong too.")
 
@@ -1120,19 +1033,13 @@ def _with_classes(rows, label, names, numbers=None):
         return rows
     classes = ClassLabel(names=names)
     features = Features(rows.features | {label: List(classes) if _is_list(feature) else classes})
-    as_text, type_ = _label_reader(feature), features.arrow_schema.field(label).type
+    as_text = _label_reader(feature)
 
     def encode(batch):
-        values, codes = batch[label].combine_chunks(), None
-        flat = pc.list_flatten(values) if _is_list(feature) else values
-        texts, codes = _codes(flat, as_text)
-        coded = pa.array(np.array([numbers.get(text, -1) for text in texts])[codes], pa.int64())
-        if _is_list(feature):
-            lengths = np.asarray(pc.list_value_length(values))
-            coded = pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), coded)
-        return batch.set_column(batch.column_names.index(label), label, coded.cast(type_))
+        coded = [[numbers.get(as_text(one), -1) for one in values] for values in map(_several, batch[label])]
+        return {label: coded if _is_list(feature) else [number for (number,) in coded]}
 
-    return _map(rows.with_format("arrow"), encode, features=features, batch_size=BATCH)
+    return _map(rows.with_format(None), encode, features=features)
 
 
 # ---- Splitting and looking --------------------------------------------------------------------------
@@ -1526,6 +1433,20 @@ def _decoded(value):
         raise ValueError(f"a call or list of tools is no JSON ({error}). Correct it, or drop the row") from None
 
 
+def for_template(message):
+    """A message as chat templates take it: without nulls, and with objects where OpenAI's files have JSON as text.
+
+    >>> for_template({"role": "assistant", "tool_calls": [{"function": {"arguments": '{"city": "Bern"}'}}]})
+    {'role': 'assistant', 'tool_calls': [{'function': {'arguments': {'city': 'Bern'}}}]}
+    """
+    message = {name: value for name, value in message.items() if value is not None}
+    calls = [dict(call, function=dict(call.get("function") or {})) for call in message.get("tool_calls", [])]
+    for call in calls:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return message | ({"tool_calls": calls} if calls else {})
+
+
 def _conversations(rows, chat, prompt, answer, system, needs):
     """The column of messages, with the tools where there are some."""
     plain = "JSON" not in needs
@@ -1682,37 +1603,18 @@ def _arrays(rows, column):
 def _labels(rows, label):
     """Yields the number of each row and the list of its labels as text: one, or the tags of its words."""
     as_text = _label_reader(rows.features[label])
-    return (
-        (row, list(map(as_text, value or ())) if _is_list(rows.features[label]) else [as_text(value)])
-        for row, (value,) in _numbered(rows, label)
-    )
+    return ((row, [as_text(one) for one in _several(value)]) for row, (value,) in _numbered(rows, label))
 
 
-def _coded(rows, label):
-    """Yields for each piece the row number of each label, the different labels as text, and which of them each is."""
-    as_text, start = _label_reader(rows.features[label]), 1
-    for values in _arrays(rows, label):
-        numbers = np.arange(start, start + len(values))
-        start += len(values)
-        if _is_list(rows.features[label]):
-            missing, parents, values = np.asarray(values.is_null()), pc.list_parent_indices(values), values.flatten()
-            values = pa.concat_arrays([values, pa.nulls(int(missing.sum()), values.type)])
-            numbers = np.append(numbers[np.asarray(parents)], numbers[missing])
-        yield numbers, *_codes(values, as_text)
-
-
-def _codes(values, as_text):
-    """The different labels of an Arrow array as text, None last for a missing one, and which of them each is."""
-    encoded = values.dictionary_encode()
-    texts = [*map(as_text, encoded.dictionary.to_pylist()), None]
-    return texts, np.asarray(encoded.indices.fill_null(len(texts) - 1))
+def _several(value):
+    return value if isinstance(value, list) else [value]
 
 
 def _label_reader(feature):
     """The function that makes a text of a label; None stands for one that is missing."""
     names = _class_names(feature)
     if names is None:
-        return _label_text
+        return functools.lru_cache(_label_text)  # rows are many, labels few
     return lambda value: names[value] if value is not None and 0 <= value < len(names) else None
 
 
@@ -1728,10 +1630,8 @@ def _label_text(value):
 def _label_counts(rows, label, most=MOST_CLASSES):
     """How often each label is there; stops where there are too many different ones for labels."""
     counts = collections.Counter()
-    for _, texts, codes in _coded(rows, label):
-        for text, count in zip(texts, np.bincount(codes, minlength=len(texts)).tolist(), strict=True):
-            counts[text] += count
-        counts += collections.Counter()  # drops those that are not there
+    for _, values in _labels(rows, label):
+        counts.update(values)
         if len(counts) > most:
             break
     return counts
@@ -1763,19 +1663,10 @@ def _joined(values):
     return values.cast(pa.large_string()).fill_null("")
 
 
-class _Spaces(dict):
-    """For `str.translate`: a space for each mark of punctuation."""
-
-    def __missing__(self, character):
-        self[character] = " " if unicodedata.category(chr(character))[0] == "P" else character
-        return self[character]
-
-
-SPACES = _Spaces()
-
-
 def _without_punctuation(texts):
-    plain = ((" ".join(text.lower().translate(SPACES).split()), text) for text in texts.to_pylist())
+    import regex
+
+    plain = ((" ".join(regex.sub(r"\p{P}", " ", text.lower()).split()), text) for text in texts.to_pylist())
     return pa.array([short or text for short, text in plain], texts.type)  # ":)" and ":(" are not the same text
 
 

@@ -10,10 +10,9 @@ decoders are padded on the left, prompts go through the chat template that train
 """
 
 import contextlib
-import json
 import warnings
 
-from helpers import record
+from helpers import data, record
 
 SHOWN = 60  # characters of a cell of a table
 
@@ -111,18 +110,9 @@ def _ids(model, tokenizer, prompt, number):
     return ids
 
 
-def _calls(message):
-    """The tool calls of a message with objects for arguments, which files in OpenAI's form have as text."""
-    calls = [dict(call, function=dict(call.get("function") or {})) for call in message.get("tool_calls") or []]
-    for call in calls:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    return {"tool_calls": calls} if calls else {}
-
-
 def _asked(tokenizer, messages, tools, number):
     """The token ids of messages as the chat template writes them, up to where the answer begins."""
-    messages = [message | _calls(message) for message in messages]
+    messages = list(map(data.for_template, messages))
     try:
         return tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)["input_ids"]
     except Exception as error:  # a template is a program: it can raise whatever it likes

@@ -20,6 +20,7 @@ import contextlib
 import copy
 import math
 import os
+import re
 import threading
 import weakref
 from collections import Counter
@@ -233,10 +234,11 @@ def configuration(model):
         )
     try:
         return transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = re.split(r"\.\s|\n", str(error))[0]
         raise ValueError(
-            f'no configuration for "{model}": no such folder with a config.json, and no such model in the cache or '
-            "on the Hub. Pass a transformers configuration, a folder or a Hub id."
+            f'no configuration for "{model}" that this transformers can read ({reason}). Pass a transformers '
+            "configuration, a folder with a config.json or a Hub id; of a model that you have it is model.config."
         ) from error
 
 

@@ -102,11 +102,10 @@ def confusion(counts, names, ax=None, *, title=None):
     return ax
 
 
-def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None, predicted=None):
+def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None):
     """Values with their intervals, one line each; in groups when `rows` is a dict of group and rows.
 
-    A row is (name, value), (name, value, low, high), or (name, interval). `predicted` is a dict of name (in groups: of
-    (group, name)) and the value that you expected: drawn hollow, the measurement solid. `chance` is a dashed line.
+    A row is (name, value), (name, value, low, high), or (name, interval). `chance` is a dashed line.
 
     >>> ax = scores([("majority", 0.34), ("fine-tuned", 0.82, 0.79, 0.85)], chance=1 / 3)
     >>> [label.get_text() for label in ax.get_yticklabels()]
@@ -119,7 +118,7 @@ def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None, predict
     if not any(groups.values()):
         raise ValueError("no rows to draw. Pass (name, value, low, high) for each line.")
     n_lines = sum(len(members) for members in groups.values()) + 1.3 * sum(group is not None for group in groups)
-    ax, predicted = _axes(ax, (WIDTH, 1.1 + 0.32 * n_lines)), predicted or {}
+    ax = _axes(ax, (WIDTH, 1.1 + 0.32 * n_lines))
     names = list(dict.fromkeys(row[0] for members in groups.values() for row in members))
     place, ticks = 0.0, {}
     for group, members in groups.items():
@@ -130,30 +129,25 @@ def scores(rows, ax=None, *, title=None, xlabel="accuracy", chance=None, predict
             place += 1
         for row in members:
             colour = COLOURS["test"] if group is None else CLASSES[names.index(row[0]) % len(CLASSES)]
-            _score(ax, place, row, colour, predicted.get(row[0] if group is None else (group, row[0])))
+            _score(ax, place, row, colour)
             ticks[place] = row[0]
             place += 1
     ax.set_yticks(list(ticks), list(ticks.values()))
     ax.set_ylim(place + (0.2 if chance is not None else -0.4), -0.6)
     every = [x for members in groups.values() for row in members for x in row[1:] if x is not None]
-    every += predicted.values()
     ax.set_xlim(min(0, *every), 1 if 0.25 < max(every) <= 1 else max(every) * 1.1 or 1)
     if chance is not None:
         ax.axvline(chance, linestyle="--", color=COLOURS["limit"], linewidth=1.2, zorder=0)
         ax.text(chance, place - 0.15, f" chance {chance:.2f}", va="center", fontsize=9, color=COLOURS["limit"])
-    xlabel = f"{xlabel} (hollow: predicted, solid: measured)" if predicted else xlabel
     return _finish(ax, title, xlabel, None, grid="x")
 
 
-def _score(ax, place, row, colour, guess):
-    """One line of `scores`: the interval, the value, the guess, and the value as text at the right."""
+def _score(ax, place, row, colour):
+    """One line of `scores`: the interval, the value, and the value as text at the right."""
     _, value, low, high = row
     if low is not None:
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, alpha=0.45, solid_capstyle="butt")
     ax.plot([value], [place], "o", color=colour, markersize=7)
-    if guess is not None:
-        hollow = dict(markerfacecolor="none", markeredgecolor=colour, markersize=9, markeredgewidth=1.4)
-        ax.plot([guess], [place], "o", **hollow)
     text = f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
     ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
 

@@ -361,6 +361,7 @@ def _memory(facts):
     config.architectures = [facts.kind]  # from it memory knows what the model does
     longest = sorted(range(len(facts.tokens)), key=lambda i: len(facts.tokens[i]))[-2:]
     size, length = args.train_batch_size, facts.batch(longest)["input_ids"].shape[1]
+    rows = args.eval_batch_size if facts.evaluates else None
     predicted = memory.predict(
         config, batch=size, length=length, dtype=facts.model.dtype, device="cuda" if facts.on_gpu else "cpu",
         peft=next(iter(getattr(facts.model, "peft_config", {}).values()), None),
@@ -368,23 +369,19 @@ def _memory(facts):
         optim=args.optim if args.optim in memory.OPTIMIZERS else "adamw_torch",
         activation_checkpointing=bool(args.activation_checkpointing),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None,
+        autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None, eval_batch=rows,
     )  # fmt: skip
-    fit = memory.fits(predicted, facts.device)
+    evaluation = predicted.phase == "evaluation"
+    fit = memory.fits(predicted, facts.device, suggest=not evaluation)
     if fit.answer != "yes":
         level = "error" if fit.answer == "no" else "warning"
-        yield f"{level}, memory: batches of {size} x {length} tokens, does it fit? {fit!r}"
-    rows = args.eval_batch_size
-    if facts.evaluates and facts.writes:  # the weights, what the optimizer keeps, the logits and their log-softmax
-        kept = {name: predicted.split.get(name, 0) for name in ("weights", "optimizer")}
-        kept["logits to evaluate"] = 2 * 4 * rows * length * facts.n_words
-        peak = memory.Prediction(sum(kept.values()), kept, "evaluation", device=predicted.device)
-        if peak.peak > predicted.peak and memory.fits(peak, facts.device).answer != "yes":
+        if evaluation:
             yield (
-                f"error, evaluation memory: {rows} rows x {length} tokens x {facts.n_words} words are evaluated at "
-                f"once, which needs {peak.peak_gib:.2g} GiB, training {predicted.peak_gib:.2g}. Set "
+                f"{level}, evaluation memory: {rows} x {length} tokens are evaluated at once, does it fit? {fit!r} Set "
                 f"per_device_eval_batch_size={size} or less."
             )
+        else:
+            yield f"{level}, memory: batches of {size} x {length} tokens, does it fit? {fit!r}"
 
 
 def _rows(facts):

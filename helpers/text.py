@@ -12,7 +12,6 @@ import contextlib
 import functools
 import html
 import itertools
-import json
 import re
 from dataclasses import dataclass
 
@@ -279,7 +278,7 @@ def _chat_examples(tokenizer, special, answers, batch):
         ends = [end for end, message in enumerate(messages, 1) if message["role"] == "assistant"]
         for last in ends if answers == "each" else ends[-1:]:
             tools = batch["tools"][row] if "tools" in batch else None
-            chat = _Chat(tokenizer, special, list(map(_for_template, messages[:last])), tools or None)
+            chat = _Chat(tokenizer, special, list(map(data.for_template, messages[:last])), tools or None)
             chats.append((row, chat))
             with _noted(problems, chat):
                 chat.write(ends if answers == "all" else [last])
@@ -301,16 +300,6 @@ def _noted(problems, key):
         yield
     except data.DataError as error:
         problems[key] = str(error)
-
-
-def _for_template(message):
-    """A message without nulls; the arguments of its calls are objects, which files in OpenAI's form have as text."""
-    message = {name: value for name, value in message.items() if value is not None}
-    calls = [dict(call, function=dict(call.get("function") or {})) for call in message.get("tool_calls", [])]
-    for call in calls:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-    return message | ({"tool_calls": calls} if calls else {})
 
 
 class _Chat:

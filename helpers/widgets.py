@@ -314,7 +314,7 @@ def tune(train, *, folder=None, **ranges):
     already are in the history.
 
     `panel.start(learning_rate=3e-4)`, `start(seeds=3)` and `start(sweep="learning_rate")` do what the buttons do;
-    `stop`, `wait`, `table`, `plot`, `best` and `code` are for the same purpose. Stop ends training at the next step;
+    `stop`, `wait`, `table`, `plot` and `code` are for the same purpose. Stop ends training at the next step;
     the model stays usable (`panel.model`) and the record says "stopped". `ValueError` for ranges that do not fit
     `train`. Cells that draw random numbers while a run is under way change its result.
 
@@ -475,11 +475,6 @@ class _Tuning(_Panel):
         settings = self.settings if name is None else self.settings | self._settings_of(name)
         arguments = "".join(f"{name}={value!r}, " for name, value in settings.items())
         return f"result = {self.train.__name__}({arguments}callbacks=[])"
-
-    def best(self, metric, highest=True):
-        """The best value of a metric over the runs, or None when there is none yet."""
-        values = [run["metrics"][metric] for run in self.records if run["metrics"].get(metric) is not None]
-        return (max if highest else min)(values) if values else None
 
     def plot(self, title=None):
         """The curves of all runs, named with the settings that differ, as a chart; for the main thread."""

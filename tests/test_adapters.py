@@ -227,11 +227,11 @@ import torch, transformers
 from peft import PeftModel
 
 transformers.utils.logging.disable_progress_bar()
-kind, base, adapter, batch = sys.argv[1:]
-batch = {name: torch.tensor(rows) for name, rows in json.loads(batch).items()}
-model = PeftModel.from_pretrained(getattr(transformers, kind).from_pretrained(base), adapter).eval()
-with torch.no_grad():
-    print(json.dumps(model(**batch).logits.tolist()))
+for kind, base, adapter, batch in json.load(sys.stdin):
+    batch = {name: torch.tensor(rows) for name, rows in batch.items()}
+    model = PeftModel.from_pretrained(getattr(transformers, kind).from_pretrained(base), adapter).eval()
+    with torch.no_grad():
+        print(json.dumps(model(**batch).logits.tolist()))
 """
 
 
@@ -248,16 +248,21 @@ def test_the_life_of_an_adapter(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_answers_the_same_in_a_fresh_process(family, tmp_path):
-    model, batch = trained(family)
-    base(family).save_pretrained(tmp_path / "base")
-    model.save_pretrained(tmp_path / "adapter")
-    rows = json.dumps({name: tensor.tolist() for name, tensor in batch.items()})
-    call = [sys.executable, "-c", FRESH, FAMILIES[family][1], tmp_path / "base", tmp_path / "adapter", rows]
-    fresh = torch.tensor(json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout))
-    with torch.no_grad():
-        assert torch.allclose(fresh, model.eval()(**batch).logits, atol=1e-5)
+def test_adapters_answer_the_same_in_a_fresh_process(tmp_path):
+    """One process for all families: importing the libraries is most of its time."""
+    asked, expected = [], {}
+    for family in FAMILIES:
+        model, batch = trained(family)
+        folders = [str(tmp_path / family / part) for part in ("base", "adapter")]
+        base(family).save_pretrained(folders[0])
+        model.save_pretrained(folders[1])
+        asked.append([FAMILIES[family][1], *folders, {name: tensor.tolist() for name, tensor in batch.items()}])
+        with torch.no_grad():
+            expected[family] = model.eval()(**batch).logits
+    call = [sys.executable, "-c", FRESH]
+    done = subprocess.run(call, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    for (family, logits), line in zip(expected.items(), done.stdout.splitlines(), strict=True):
+        assert torch.allclose(torch.tensor(json.loads(line)), logits, atol=1e-5), family
 
 
 @pytest.mark.parametrize("family", FAMILIES)

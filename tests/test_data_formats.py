@@ -38,7 +38,6 @@ def refused(function, *parts):
 # ---- Tables ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(
     ("name", "content", "texts"),
     [
@@ -57,9 +56,7 @@ def refused(function, *parts):
         ("r.csv", HEAD + '"two ""marks"", here",pos\n"c\nd",neg\n', ['two "marks", here', "c\nd"]),
     ],
 )
-def test_tables_as_programs_write_them(read, monkeypatch, name, content, texts, fast):
-    if not fast:
-        monkeypatch.setattr(data, "_is_regular", lambda content, separator: False)
+def test_tables_as_programs_write_them(read, name, content, texts):
     rows = data.check(read(name, content))
     assert rows["text"][:] == texts
     assert rows.features["label"].names == ["neg", "pos"]

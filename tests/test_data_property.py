@@ -272,24 +272,3 @@ def test_objects_come_back_as_they_were(folder, found):
         return
     kept = json.loads(json.dumps(found), parse_constant=lambda name: None if name == "NaN" else float(name))
     assert [row["x"] for row in rows] == kept
-
-
-@settings(many, max_examples=150 * FACTOR)
-@given(st.lists(st.lists(strange, min_size=2, max_size=2), min_size=1, max_size=5), st.data())
-def test_the_fast_parser_reads_what_the_csv_module_reads(folder, body, more):
-    file = io.StringIO()
-    csv.writer(file, quoting=more.draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))).writerows(
-        [["a", "b"], *body]
-    )
-    content = damaged(more.draw, file.getvalue().encode())
-    path = folder / "fast.csv"
-    path.write_bytes(content or b"a,b\n")
-    outcomes = []
-    for regular in (data._is_regular, lambda content, separator: False):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data, "_is_regular", regular)
-            try:
-                outcomes.append(data.read(path).to_list())
-            except data.DataError as error:
-                outcomes.append(str(error))
-    assert outcomes[0] == outcomes[1]

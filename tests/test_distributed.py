@@ -120,8 +120,12 @@ def one(home, train):
 
 @pytest.fixture(scope="module")
 def two(home):
-    finish(begin(home, *TORCHRUN, "train.py", *options(home, "two", batch=4)))
-    return ranks(home, "two")
+    """Two processes, one of which is killed in step 10; what is left of them, and what they then come to."""
+    command = [*TORCHRUN, "train.py", *options(home, "two", batch=4)]
+    finish(begin(home, *command, "--kill_at", 10), ends=1)
+    left = {path.name for path in (home / "two").iterdir()}
+    finish(begin(home, *command))
+    return left, ranks(home, "two")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,10 @@ def same_losses(found, wanted):
     assert found == pytest.approx(wanted, abs=ROUNDING, rel=0)
 
 
-def test_two_processes_compute_what_one_does(one, two):
+def test_two_processes_compute_what_one_does_and_a_killed_rank_loses_nothing(one, two):
+    left, two = two
+    assert left == {"checkpoint-4", "checkpoint-8"}
+    assert [rank["resumed"] for rank in two] == [8, 8]
     assert [rank["processes"] for rank in two] == [2, 2]
     assert two[0]["losses"] == two[1]["losses"]
     same_losses(two[0]["losses"], one[0]["losses"])
@@ -159,20 +166,17 @@ def test_sharded_processes_compute_what_one_does_and_hold_half(home, one, sharde
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux counts the bytes")
 def test_what_data_parallel_ranks_send_is_the_formula(one, two):
     weights = one[0]["held"]["weights"]
-    for rank in two:
+    for rank in two[1]:
         steps = [after - before for before, after in zip(rank["sent"], rank["sent"][1:], strict=False)]
         assert median(steps) == pytest.approx(2 * (1 / 2) * weights, rel=0.01)
 
 
-def test_a_checkpoint_of_one_goes_on_as_two_and_a_killed_rank_loses_nothing(home, one):
-    shutil.copytree(home / "one" / "checkpoint-4", home / "killed" / "checkpoint-4")
-    command = [*TORCHRUN, "train.py", *options(home, "killed", batch=4)]
-    finish(begin(home, *command, "--kill_at", 10), ends=1)
-    left = {path.name for path in (home / "killed").iterdir()}
-    assert left == {"checkpoint-4", "checkpoint-8"}  # of two ranks that went on from 4, and neither came to an end
-    finish(begin(home, *command))
-    found = ranks(home, "killed")
-    assert [rank["resumed"] for rank in found] == [8, 8]
+@pytest.mark.release
+def test_a_checkpoint_of_one_goes_on_as_two(home, one):
+    shutil.copytree(home / "one" / "checkpoint-4", home / "more" / "checkpoint-4")
+    finish(begin(home, *TORCHRUN, "train.py", *options(home, "more", batch=4)))
+    found = ranks(home, "more")
+    assert [rank["resumed"] for rank in found] == [4, 4]
     same_losses(found[0]["losses"], one[0]["losses"])
 
 

@@ -35,7 +35,10 @@ if not RELEASE:  # each kind and each method
         ("decoder", "ia3"),
         ("encoder-decoder", "prefix"),
     ]
-FIRST = dict(reversed([(kind, (kind, method)) for kind, method in COMBINATIONS])).values()  # of each kind
+TASKS = {kind: "generation" if kind in WRITERS else kind for kind in COLUMNS}
+FIRST = {kind: (kind, method) for kind, method in reversed(COMBINATIONS)}
+# A notebook has the statements of its train.py (test_new.py), so that one of them runs in a kernel says enough.
+AS_NOTEBOOK = [*FIRST.values()] if RELEASE else [FIRST["classification"]]
 KILLED_AT = 5
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -55,9 +58,8 @@ def projects(tmp_path_factory):
         file, columns = COLUMNS[kind]
         model = ["--model", WRITERS[kind]] if kind in WRITERS else []
         settings = as_options(QUICK_TO_WRITE if kind in WRITERS else QUICK)
-        task = "generation" if kind in WRITERS else kind
         data = ["--data", str(small_file(file, folder))]
-        calls.append([task, f"{kind} {method}", "--method", method, *model, *data, *columns, *settings])
+        calls.append([TASKS[kind], f"{kind} {method}", "--method", method, *model, *data, *columns, *settings])
     fresh_interpreter(calls, folder)
     return folder
 
@@ -117,8 +119,8 @@ def test_a_project_trains_goes_on_predicts_and_is_a_notebook(kind, method, proje
         train.main("unbroken.yaml")
         assert losses(record.load(folder / "runs" / "unbroken.json")) == losses(run)
 
-    if (kind, method) in FIRST:  # it finds that nothing is left to train
-        run_with_nbval(folder)
+    if (kind, method) in AS_NOTEBOOK:  # it finds that nothing is left to train
+        run_the_notebook(folder)
         assert record.load(folder / "runs" / "main.json")["metrics"] == pytest.approx(run["metrics"], abs=1e-6)
 
 
@@ -141,7 +143,8 @@ def check_answers(kind, train, said, run):
         assert metrics["test_exact_match"] == pytest.approx(sum(right) / len(right))
 
 
-@pytest.mark.parametrize("kind", ["classification full", "tokens lora"])
+# `find` is the same text in all examples (test_new.py), so one kind speaks for the others.
+@pytest.mark.parametrize("kind", ["classification full", "tokens lora"][: 1 + RELEASE])
 def test_rates_are_tried_in_short_runs_that_are_kept(kind, projects, monkeypatch, capsys):
     folder = projects / kind
     monkeypatch.chdir(folder)
@@ -158,18 +161,22 @@ def test_rates_are_tried_in_short_runs_that_are_kept(kind, projects, monkeypatch
     assert re.findall(r"learning_rate (\S+): \w+ ([\d.]+)", capsys.readouterr().out) == tried
 
 
-def run_with_nbval(folder):
-    nbval = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120", "-p", "no:cacheprovider", "-q"]
-    command = [sys.executable, "-m", "pytest", *nbval, "train.ipynb"]
+def run_the_notebook(folder):
+    """In a process of its own, as a kernel's threads here would be in the way of those that are forked later."""
+    command = [sys.executable, "-c", "from nbclient.cli import main; main()", "--timeout=120", "train.ipynb"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.timeout(600)
 def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
-    """Processes of their own: python -m helpers.new, train.py killed from outside, accelerate launch, predict.py."""
+    """Processes of their own: python -m helpers.new, train.py killed from outside, accelerate launch.
+
+    (predict.py is run as a command in test_new.py, where an example lies.)
+    """
 
     def run(*command, cwd):
-        done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
@@ -179,10 +186,8 @@ def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
     folder = tmp_path / "mine"
     log = (tmp_path / "log").open("w")
     child = subprocess.Popen([python, "train.py"], cwd=folder, env=environment(), stdout=log, stderr=log)
-    deadline = time.monotonic() + 120
     while not (folder / "runs/main/checkpoint-4/trainer_state.json").exists():
         assert child.poll() is None, (tmp_path / "log").read_text()[-2000:]
-        assert time.monotonic() < deadline
         time.sleep(0.05)
     child.kill()
     child.wait()
@@ -190,12 +195,11 @@ def test_the_commands_work_as_written_and_go_on_after_kill_9(tmp_path):
         file.write_text(re.sub("(max_steps.*) 200", r"\1 12", file.read_text()))
     launch = [python, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     assert "goes on from checkpoint-" in run(*launch, "train.py", cwd=folder)
-    said = run(python, "predict.py", "A good kettle.", cwd=folder)
-    assert json.loads(said)["predicted"] in ("negative", "neutral", "positive")
+    assert (folder / "runs" / "main.json").exists()
 
 
 @pytest.mark.parametrize(("kind", "method"), [("classification", "full"), ("decoder", "qlora")][: 1 + RELEASE])
-def test_two_processes_train_as_one_with_batches_of_both(kind, method, projects):
+def test_two_processes_train_as_one_with_batches_of_both(kind, method, projects, monkeypatch):
     """The same rows make each step, so the losses are those of one process; the run is kept once."""
     folder, runs = projects / f"{kind} {method}", {}
     for processes, rows in ((1, 4), (2, 2)):
@@ -204,10 +208,14 @@ def test_two_processes_train_as_one_with_batches_of_both(kind, method, projects)
         text, grouped = re.subn(r"(train_sampling_strategy:).*", r"\1 random", text)  # groups are of a process's rows
         assert (found, grouped) == (1, 1)
         (folder / f"of_{processes}.yaml").write_text(text)
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
-        command = [sys.executable, *torchrun, "--rdzv-endpoint", "localhost:0", "train.py", f"of_{processes}.yaml"]
-        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-3000:]
+        if processes == 1:
+            monkeypatch.chdir(folder)
+            load(folder).main("of_1.yaml")
+        else:
+            torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+            command = [sys.executable, *torchrun, "--rdzv-endpoint", "localhost:0", "train.py", "of_2.yaml"]
+            done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=200)
+            assert done.returncode == 0, done.stderr[-3000:]
         runs[processes] = record.load(folder / "runs" / f"of {processes}.json")
     one, two = runs[1], runs[2]
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)

@@ -27,7 +27,7 @@ CHARTS = {
     "confusion of 2": (plots.confusion, [[[5, 1], [0, 3]], ["no", "yes"]], {}),
     "confusion of 3": (plots.confusion, [np.arange(9).reshape(3, 3) * 111, ["negative", "neutral", "positive"]], {}),
     "confusion of 10": (plots.confusion, [np.arange(100).reshape(10, 10), INTENTS], {}),
-    "scores": (plots.scores, [SCORES], {"chance": 1 / 3, "predicted": {"fine-tuned": 0.9}}),
+    "scores": (plots.scores, [SCORES], {"chance": 1 / 3}),
     "scores in groups": (plots.scores, [{"same wording": SCORES, "handwritten": SCORES}], {"chance": 1 / 3}),
 }
 
@@ -117,13 +117,8 @@ def test_confusion_of_a_class_without_rows():
     assert ax.texts[0].get_text() == ""
 
 
-def test_scores_start_at_zero_and_show_the_guess_hollow():
-    ax = plots.scores(SCORES, predicted={"fine-tuned": 0.9})
-    assert ax.get_xlim() == (0, 1)
-    hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "none"]
-    assert [line.get_xdata()[0] for line in hollow] == [0.9]
-    grouped = plots.scores({"a": SCORES, "b": SCORES}, predicted={("b", "majority"): 0.3})
-    assert sum(line.get_markerfacecolor() == "none" for line in grouped.get_lines()) == 1
+def test_scores_start_at_zero():
+    assert plots.scores(SCORES).get_xlim() == (0, 1)
     assert plots.scores([("seconds", 12.0)], xlabel="time (s)").get_xlim() == pytest.approx((0, 13.2))
     with pytest.raises(ValueError, match="is not \\(name, value\\)"):
         plots.scores([("a", 0.1, 0.2)])

@@ -56,8 +56,11 @@ def test_a_cell_that_raises_is_counted_and_the_rest_runs(tmp_path):
     assert found["cells"] == 3
 
 
+A_FOLDER = pytest.param("a folder", marks=pytest.mark.release)  # test_env has the dial take one, in a second
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["minilm", "a folder", "smollm2"])
+@pytest.mark.parametrize("model", ["minilm", A_FOLDER, "smollm2"])
 def test_the_first_notebook_runs_on_other_models(model, tmp_path):
     """Few rows; a real encoder, a folder with a space in its name, and a decoder, for which it says what it does."""
     try:
