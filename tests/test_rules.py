@@ -814,6 +814,9 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "01b_named_entities": 27,
     "02_generation": 93,
     "02b_encoder_decoder": 45,
+    "06_multi_adapter": 121,
+    "06b_combining_adapters": 33,
+    "06c_routing": 24,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(
