@@ -801,7 +801,7 @@ POINTS = {
         }.items()
     ],
     "05_qlora": [dict(method="QLoRA", learning_rate=8e-3, seed=0)],
-    "06_multi_adapter": [dict(task=task, seed=0) for task in ("sentiment", "titles")],
+    "06_multi_adapter": [dict(task=task, seed=0) for task in ("intent", "titles")],
 }
 
 

@@ -296,6 +296,7 @@ ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "text.align_labels": "01b is the only lesson with a tag for each token",
     "text.lengths": "01 shows by it what padding costs",
     "text.tokenize_pairs": "02b is the only one with an encoder-decoder",
+    "widgets.decode": "02b decodes by hand; the other lessons write with generate.texts",
 }
 TAUGHT = re.compile(r'Taught in (notebooks/\S+\.ipynb|README\.md), "([^"]+)"')
 
@@ -814,6 +815,9 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "01b_named_entities": 27,
     "02_generation": 93,
     "02b_encoder_decoder": 45,
+    "06_multi_adapter": 121,
+    "06b_combining_adapters": 33,
+    "06c_routing": 33,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(
