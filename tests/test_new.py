@@ -683,8 +683,9 @@ def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings
         )
         changes |= {"../data/titles/validation.json": "given.jsonl", "EPOCHS = 512, None, 4": "EPOCHS = 512, None, 1"}
         space = take_home(notebook, changes)
-        for part in ("train", "test"):
-            Path(f"{part}.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in space[part]["talk"]))
+        for part, held in (("train", "train"), ("test", "few")):
+            talks = space[held]["talk"]
+            Path(f"{part}.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
         task = "generation"
     settings = {"seed": 42, "num_train_epochs": 1, "logging_steps": 1, "disable_tqdm": True, **settings}
     settings = {f"training.{key}": value for key, value in settings.items()}
