@@ -23,7 +23,7 @@ from helpers import env, memory, record
 
 RESULTS = env.DATA / "results" / "03_full_fine_tuning"
 NOTEBOOK = env.REPOSITORY / "notebooks" / "03_full_fine_tuning.ipynb"
-SEEDS = {"hundred": {"tiny-encoder": range(10)}, "levers": range(3)}
+SEEDS = {"hundred": {"tiny-encoder": range(5)}, "levers": range(3)}
 SGD = (0.05, 0.2, 0.8)  # stochastic gradient descent needs rates of its own
 SHAPES = {  # from the published configurations
     "110M": BertConfig(),  # BERT base
