@@ -818,6 +818,8 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "06_multi_adapter": 121,
     "06b_combining_adapters": 33,
     "06c_routing": 33,
+    "03_full_fine_tuning": 105,
+    "03b_accumulation": 22,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(

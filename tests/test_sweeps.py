@@ -22,7 +22,8 @@ SWEEPS = [  # notebook, how the names of its records begin, the function of a po
     ("02_generation", "counting-", "generation.counting_point"),
     ("02_generation", "parts-", "generation.tuning_point"),
     ("more/02b_encoder_decoder", "rate-", "sweep_point"),
-    ("03_full_fine_tuning", "lever-", "sweep_point"),
+    ("03_full_fine_tuning", "lever-", "levers.lever_point"),
+    ("03_full_fine_tuning", "hundred-", "levers.hundred_point"),
     ("04_lora", "grid-", "sweep_point"),
     ("05_qlora", "rate-", "sweep_point"),
     ("06_multi_adapter", "train-", "sweep_point"),
@@ -54,11 +55,11 @@ def sweep_cells(notebook):
     return "\n\n".join(notebook.cells[i].source for i in tagged(notebook, "sweep"))
 
 
-def run_again(name, function, point):
+def run_again(name, function, point, model):
     """What a point gives now: by a function of a recipe, or by one that the notebook's cells define."""
     module, _, function = function.rpartition(".")
     if module:
-        return getattr(importlib.import_module(module), function)("tiny-decoder", **point)[0]
+        return getattr(importlib.import_module(module), function)(model, **point)[0]
     space = {}
     exec(sweep_cells(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)), space)
     return space[function](**point)
@@ -78,7 +79,7 @@ def test_a_point_of_the_sweep_gives_its_record_again(name, start, function, monk
         settings = {"task": "reviews"} | point  # the oldest records do not say so
         found = getattr(RECIPES[name](run["settings"]["model"]), function)(**settings)["metrics"]
     else:
-        found = run_again(name, function, point)
+        found = run_again(name, function, point, run["settings"]["model"])
     tolerance = TOLERANCES.get(name, TOLERANCE)
     for part, value in run["metrics"].items():  # a loss may be far above 1: there the tolerance is a share
         near = None if value is None else pytest.approx(value, abs=tolerance, rel=tolerance)  # None: not of this way
