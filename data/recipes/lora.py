@@ -50,11 +50,7 @@ RATES = {  # of each way on each model; another model: a third of the recommende
         "LoRA": (1e-3, 3e-3, 1e-2),
         "head only": (1e-2, 3e-2, 1e-1),
     },
-    "minilm": {
-        "full": (7e-5, 2e-4, 6e-4),
-        "LoRA": (7e-4, 2e-3, 6e-3),
-        "head only": (3e-3, 1e-2, 3e-2),
-    },
+    "minilm": {"full": (2e-4,), "LoRA": (2e-3,), "head only": (1e-2,)},  # by its width, not tried on these rows
 }
 RANKS = {"tiny-encoder": (1, 4, 16, 64), "minilm": (1, 64)}  # at alpha 32; alpha at 2 x rank is in the older records
 RELATIVES = {  # of 04b, at rank 4 and alpha 8, tiny model: four rates each
@@ -236,33 +232,36 @@ class Sweep(classification.Sweep):
         return {rate: np.mean(values) for rate, values in sorted(scores.items())}
 
     def chosen(self, rates, **settings):
-        """Of these rates the one with the highest mean, and the lowest one that is within a point of it."""
+        """Of these rates the one with the highest mean."""
         means = {rate: mean for rate, mean in self.means(**settings).items() if rate in rates}
-        best = max(means, key=means.get)
-        return best, min(rate for rate, mean in means.items() if mean >= means[best] - 0.01)
+        return max(means, key=means.get)
 
-    def choose_and_judge(self, kind, way, rates, gently=False, **adapter):
-        for rate, seed in itertools.product(rates, CHOOSING.get(self.name, (0,))):
+    def choose_and_judge(self, kind, way, rates, **adapter):
+        for rate, seed in itertools.product(rates if len(rates) > 1 else (), CHOOSING.get(self.name, (0,))):
             self.point(kind, way, rate, seed, **adapter)
-        chosen, gentle = self.chosen(rates, way=way, **{"rank": None, "alpha": None, "targets": "all"} | adapter)
-        for rate, seed in itertools.product(dict.fromkeys((chosen, gentle) if gently else (chosen,)), JUDGING):
-            self.point("fresh", way, rate, seed, parts=PARTS, **adapter)
+        settings = {"rank": None, "alpha": None, "targets": "all"} | adapter
+        chosen = self.chosen(rates, way=way, **settings) if len(rates) > 1 else rates[0]
+        for seed in JUDGING:
+            self.point("fresh", way, chosen, seed, parts=PARTS, **adapter)
 
     def main(self):
         """Full fine-tuning, LoRA, the head alone, and LoRA on a random base, with the same number of rates."""
-        lora, gently = dict(rank=RANK, alpha=ALPHA), self.name == "tiny-encoder"
-        self.choose_and_judge("grid", "LoRA", self.rates("LoRA"), gently=gently, **lora)
-        self.choose_and_judge("grid", "full", self.rates("full"), gently=gently)
+        lora = dict(rank=RANK, alpha=ALPHA)
+        self.choose_and_judge("grid", "LoRA", self.rates("LoRA"), **lora)
+        self.choose_and_judge("grid", "full", self.rates("full"))
         self.choose_and_judge("grid", "head only", self.rates("head only"))
         self.choose_and_judge("grid", "LoRA on a random base", self.rates("LoRA"), **lora)
 
     def targets_(self):
-        """Attention only, instead of every linear layer."""
+        """Attention only, instead of every linear layer, at the rate of every layer."""
         rates = self.rates("LoRA")
+        if len(rates) > 1:
+            rates = [self.chosen(rates, way="LoRA", rank=RANK, alpha=ALPHA, targets="all")]
         self.choose_and_judge("targets", "LoRA", rates, rank=RANK, alpha=ALPHA, targets="attention")
 
     def even(self):
-        """Attention only, with about as many parameters as rank 16 has on all layers."""
+        """The same with a rate of its own, and with about as many parameters as rank 16 has on all layers."""
+        self.choose_and_judge("targets", "LoRA", self.rates("LoRA"), rank=RANK, alpha=ALPHA, targets="attention")
         rank = round(RANK * trained_by(self, "all", RANK) / trained_by(self, "attention", RANK))
         self.choose_and_judge("targets", "LoRA", self.rates("LoRA"), rank=rank, alpha=ALPHA, targets="attention")
 
