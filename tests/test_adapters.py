@@ -3,8 +3,8 @@
 And what notebooks 04 and 06 write in the open: the life of an adapter, its manifest, and a service with many of them.
 """
 
-import copy
 import ast
+import copy
 import functools
 import json
 import subprocess
