@@ -3,6 +3,7 @@
 And what notebooks 04 and 06 write in the open: the life of an adapter, its manifest, and a service with many of them.
 """
 
+import ast
 import copy
 import functools
 import json
@@ -49,7 +50,10 @@ def in_the_open(notebook, *functions):
     space = {"torch": torch, "adapters": adapters, "Path": Path, "PeftModel": PeftModel}
     for cell in code_cells(nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4)):
         if any(f"def {name}(" in cell.source for name in functions):
-            exec(cell.source, space)
+            nodes = ast.parse(cell.source)
+            if notebook == "04_lora":  # its cells go on to use what they define
+                nodes.body = [node for node in nodes.body if isinstance(node, ast.FunctionDef)]
+            exec(compile(nodes, notebook, "exec"), space)
     return SimpleNamespace(**{name: space[name] for name in functions})
 
 

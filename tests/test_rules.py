@@ -820,6 +820,8 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "06c_routing": 33,
     "03_full_fine_tuning": 105,
     "03b_accumulation": 22,
+    "04_lora": 115,
+    "04b_relatives_of_lora": 38,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(

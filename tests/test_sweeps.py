@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import classification
+import lora
 import nbformat
 import pytest
 
@@ -16,7 +17,7 @@ from helpers import env, record
 from notebooks import NOTEBOOKS, tagged
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
-RECIPES = {"01_classification": classification.Sweep}  # notebooks whose points are made by a recipe
+RECIPES = {"01_classification": classification.Sweep, "04_lora": lora.Sweep}  # their points are made by a recipe
 SWEEPS = [  # notebook, how the names of its records begin, the function of a point: in it, or in a recipe
     ("01_classification", "rate-", "rate_point"),
     ("02_generation", "counting-", "generation.counting_point"),

@@ -1,11 +1,11 @@
 """What full fine-tuning, LoRA and QLoRA of half a billion parameters cost on this GPU: memory, time, tokens a second.
 
     python data/recipes/gpu_reference.py                # a few minutes; data/results/gpu/{full,LoRA,QLoRA}.json
-    python data/recipes/gpu_reference.py --notebooks    # also runs 04 and 05 whole on such models: hours
+    python data/recipes/gpu_reference.py --notebooks    # also the sweep of 04, and 05 whole, on such models: hours
     python data/recipes/gpu_reference.py --model tiny-decoder --length 96 --out runs/cpu  # the same path without a GPU
 
 The models are made from configurations and have random weights, so nothing is downloaded: their scores mean nothing,
-their bytes and seconds do. A record that is there stays. Notebooks 04 and 05 show the records.
+their bytes and seconds do. A record that is there stays. Notebook 05 shows the records.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import lora
 import nbformat
 import torch
 from nbclient import NotebookClient
@@ -160,7 +161,7 @@ def main(arguments):
     rows = [run["settings"] | run["metrics"] for run in record.load(options.out)]
     print(record.show([{key: row[key] for key in columns} for row in rows]))
     if options.notebooks:
-        run_notebook("04_lora", made("encoder-0.5B"))
+        lora.main([made("encoder-0.5B"), "--only", "main", "rank"])
         run_notebook("05_qlora", path)
 
 
