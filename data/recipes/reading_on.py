@@ -51,8 +51,8 @@ BOTH = "vectors first, then all weights"  # of whole words: each of the two with
 RATES = {True: (3e-4, 1e-3, 3e-3), False: (1e-2, 3e-2, 1e-1)}  # of reading: all weights, or vectors only
 TASK_RATE = 1e-3  # what notebook 01 chose for other texts; any other model gets that of its size
 TRIAL = 200  # steps of 8 texts, to choose the rate of reading by the loss on texts kept back
-MARKS, LAST = (150, 500, 1000, 1500), {"vectors, whole words": 500}  # steps to measure at; vectors settle early
-SCORED = (0, 500, 1500)  # marks at which the task is trained too, once for each deal of the words
+MARKS, LAST = (150, 500, 1000, 1500), {"vectors, whole words": 500}
+SCORED = (0, 500, 1500)  # marks at which the task is trained too
 FIRST = 150  # steps of the vectors alone, where they go first
 EPOCHS = {64: 10, 256: 4, 1000: 2}
 PER_WORD = 20  # test reports for each held-out word, and half as many for each that was shown
@@ -234,16 +234,19 @@ class Sweep:
         self.read(way, learning_rate, seed, TRIAL, at)
         return dict(metrics=kept)
 
-    def curve_point(self, way, learning_rate, seed, marks, first_rate=None):
-        """A long reading, measured at the marks; way None: the base as it is. `first_rate`: the vectors go first."""
+    def curve_point(self, way, learning_rate, seed, marks, scored=SCORED, first_rate=None):
+        """A long reading, measured at the marks; way None: the base as it is. `first_rate`: the vectors go first.
+
+        At the marks in `scored` the task is trained too, once for each deal of the words.
+        """
         curve, words, whole = [], {}, bool(way and WAYS[way][0])
 
         def at(step, model):
             if step not in marks:
                 return
             found = self.measured(model, whole)
-            if step in SCORED:
-                labels = tuple(EPOCHS) if way is None else (64, 256) if first_rate and step == marks[-1] else (256,)
+            if step in scored:
+                labels = tuple(EPOCHS) if way is None else (256,)
                 words[str(step)] = self.tasks(model, whole, labels)
                 found |= {part: sum(map(share_of, deals)) / len(deals) for part, deals in words[str(step)].items()}
             curve.append({"step": step, **found})
@@ -297,15 +300,15 @@ class Sweep:
         best = self.chosen()
         print("chosen", best, flush=True)
         self.run("curve-nothing", self.curve_point, way=None, learning_rate=0.0, seed=0, marks=[0])
-        runs = list(best.items())
-        runs.insert(2, (BOTH, best["all weights, whole words"]))
-        for way, rate in runs:
-            settings = dict(way="all weights, whole words" if way == BOTH else way, learning_rate=rate, seed=0)
-            settings["marks"] = [mark for mark in MARKS if mark <= LAST.get(way, mark)]
+        for way in ("all weights, whole words", "vectors, whole words", "all weights, pieces", BOTH):
             if way == BOTH:
-                settings |= dict(first_rate=best["vectors, whole words"], marks=settings["marks"][1:])
-            if way != "vectors, pieces":  # its trials are enough
-                self.run(f"curve-{slug(way)}", self.curve_point, **settings)
+                settings = dict(way="all weights, whole words", first_rate=best["vectors, whole words"], marks=[500])
+            else:
+                settings = dict(way=way, marks=[mark for mark in MARKS if mark <= LAST.get(way, mark)])
+            if way == "all weights, pieces":
+                settings["scored"] = MARKS[-1:]
+            rate = best[settings["way"]]
+            self.run(f"curve-{slug(way)}", self.curve_point, learning_rate=rate, seed=0, **settings)
 
 
 class AtMarks(TrainerCallback):
