@@ -47,15 +47,12 @@ WAYS = {  # way: (words whole?, all weights?)
     "all weights, pieces": (False, True),
     "vectors, pieces": (False, False),
 }
-BOTH = "vectors first, then all weights"  # of whole words: each of the two with the rate chosen for it
 RATES = {True: (3e-4, 1e-3, 3e-3), False: (1e-2, 3e-2, 1e-1)}  # of reading: all weights, or vectors only
 TASK_RATE = 1e-3  # what notebook 01 chose for other texts; any other model gets that of its size
 TRIAL = 200  # steps of 8 texts, to choose the rate of reading by the loss on texts kept back
 MARKS, LAST = (150, 500, 1000, 1500), {"vectors, whole words": 500}
 SCORED = (0, 500, 1500)  # marks at which the task is trained too
-FIRST = 150  # steps of the vectors alone, where they go first
 EPOCHS = {64: 10, 256: 4, 1000: 2}
-PER_WORD = 20  # test reports for each held-out word, and half as many for each that was shown
 PROBES = ("The bellows is {} and [MASK].", "We found the trumpet rank {} and [MASK].", "A {} soundboard, [MASK] work.")
 
 
@@ -130,13 +127,14 @@ class Sweep:
         vectors = model.get_input_embeddings().weight.requires_grad_(True)
         keep = torch.zeros(len(vectors), 1)
         keep[ids] = 1
-        return vectors.register_hook(lambda gradient: gradient * keep.to(gradient.device))
+        vectors.register_hook(lambda gradient: gradient * keep.to(gradient.device))
 
-    def read(self, way, learning_rate, seed, steps, at, model=None):
-        """Go on with pre-training, from the base or a `model`; `at(step, model)` is called after each step."""
+    def read(self, way, learning_rate, seed, steps, at):
+        """Go on with pre-training; `at(step, model)` is called after each step."""
         whole, everything = WAYS[way]
-        tokenizer, model = self.tokenizers[whole], model or self.base(whole, seed)
-        hook = None if everything else self.freeze_but_vectors(model, whole)
+        tokenizer, model = self.tokenizers[whole], self.base(whole, seed)
+        if not everything:
+            self.freeze_but_vectors(model, whole)
         texts = random.Random(seed).sample(self.unlabelled, len(self.unlabelled))
         collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3, seed=seed)
         model.sparse_prediction = True  # ModernBERT's switch: logits for the masked tokens only
@@ -150,9 +148,6 @@ class Sweep:
         trainer = trainer_for(model, rows_of(texts, tokenizer, 128), collator, **settings)
         trainer.add_callback(AtMarks(at))
         trainer.train()
-        if hook:
-            hook.remove()
-        return model
 
     def losses(self, model, whole):
         """The loss on each kind of text, with the same three tokens in ten masked each time."""
@@ -234,11 +229,8 @@ class Sweep:
         self.read(way, learning_rate, seed, TRIAL, at)
         return dict(metrics=kept)
 
-    def curve_point(self, way, learning_rate, seed, marks, scored=SCORED, first_rate=None):
-        """A long reading, measured at the marks; way None: the base as it is. `first_rate`: the vectors go first.
-
-        At the marks in `scored` the task is trained too, once for each deal of the words.
-        """
+    def curve_point(self, way, learning_rate, seed, marks, scored=SCORED):
+        """A long reading, measured at the marks; at those in `scored` the task too. Way None: the base as it is."""
         curve, words, whole = [], {}, bool(way and WAYS[way][0])
 
         def at(step, model):
@@ -255,10 +247,6 @@ class Sweep:
 
         if way is None:
             at(0, self.base(False, seed))
-        elif first_rate:
-            model = self.read("vectors, whole words", first_rate, seed, FIRST, at)
-            model.requires_grad_(True)
-            self.read(way, learning_rate, seed + 1, marks[-1] - FIRST, lambda step, m: at(step + FIRST, m), model)
         else:
             self.read(way, learning_rate, seed, marks[-1], at)
         last = {name: value for name, value in curve[-1].items() if name != "step"}
@@ -300,15 +288,12 @@ class Sweep:
         best = self.chosen()
         print("chosen", best, flush=True)
         self.run("curve-nothing", self.curve_point, way=None, learning_rate=0.0, seed=0, marks=[0])
-        for way in ("all weights, whole words", "vectors, whole words", "all weights, pieces", BOTH):
-            if way == BOTH:
-                settings = dict(way="all weights, whole words", first_rate=best["vectors, whole words"], marks=[500])
-            else:
-                settings = dict(way=way, marks=[mark for mark in MARKS if mark <= LAST.get(way, mark)])
+        for way in ("all weights, whole words", "vectors, whole words", "all weights, pieces"):
+            settings = dict(way=way, learning_rate=best[way], seed=0)
+            settings["marks"] = [mark for mark in MARKS if mark <= LAST.get(way, mark)]
             if way == "all weights, pieces":
                 settings["scored"] = MARKS[-1:]
-            rate = best[settings["way"]]
-            self.run(f"curve-{slug(way)}", self.curve_point, learning_rate=rate, seed=0, **settings)
+            self.run(f"curve-{slug(way)}", self.curve_point, **settings)
 
 
 class AtMarks(TrainerCallback):
