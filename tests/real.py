@@ -29,7 +29,6 @@ DIAL = re.compile(r"""(?m)^MODEL = ("[^"\n]*"|'[^'\n]*')""")
 MODELS = {  # notebook: the real model that it runs with
     "00_start_here": "minilm",
     "01_classification": "minilm",
-    "07_domain_adaptation": "minilm",
 }
 
 
