@@ -822,6 +822,7 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "03b_accumulation": 22,
     "04_lora": 115,
     "04b_relatives_of_lora": 38,
+    "07_domain_adaptation": 92,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(
