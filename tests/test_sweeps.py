@@ -18,9 +18,9 @@ from helpers import env, record
 from notebooks import NOTEBOOKS, tagged
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
-RECIPES = {"01_classification": classification.Sweep, "04_lora": lora.Sweep}  # their points are made by a recipe
 RECIPES = {  # notebooks whose points are made by a recipe
     "01_classification": classification.Sweep,
+    "04_lora": lora.Sweep,
     "07_domain_adaptation": reading_on.Sweep,
 }
 SWEEPS = [  # notebook, how the names of its records begin, the function of a point: in it, or in a recipe
