@@ -814,6 +814,9 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "01b_named_entities": 27,
     "02_generation": 93,
     "02b_encoder_decoder": 45,
+    "09_beyond_one_machine": 99,
+    "09b_streams": 20,
+    "09c_search": 20,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(
