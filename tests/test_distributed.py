@@ -67,7 +67,8 @@ def texts_of(notebook):
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type == "code":
             for node in ast.parse(cell.source).body:
-                if isinstance(node, ast.Assign) and isinstance(getattr(node.value, "value", None), str):
+                named = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+                if named and isinstance(getattr(node.value, "value", None), str):
                     found[node.targets[0].id] = node.value.value
     return found
 
