@@ -189,7 +189,7 @@ def test_a_checkpoint_of_two_goes_on_as_one(home, train, one, two):
 STAND_INS = {  # for the commands of Slurm, on one machine
     "scontrol": "echo localhost",
     "srun": 'while [ "$1" != bash ]; do shift; done\nexec "$@"',
-    "accelerate": f'exec {sys.executable} -m accelerate.commands.launch "$@"',
+    "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
 }
 
 
@@ -318,6 +318,6 @@ def test_the_take_home_cell_is_a_script_for_two_processes(tmp_path):
     settings, labels = messages(tmp_path / "mine.csv", random.Random(7))
     settings |= {"FILE": "mine.csv", "OUT": "saved", "MODEL": str(env.DATA / "models" / "tiny-encoder")}
     script = written(take_home(NOTEBOOK.stem, settings), tmp_path)
-    printed = finish(begin(tmp_path, *TORCHRUN, script))
+    printed = finish(begin(tmp_path, *TORCHRUN, script), timeout=400)
     assert printed.count("by 2 processes") == 1, printed
     assert printed_accuracy(printed) > max(labels.count(label) for label in set(labels)) / len(labels) + 0.1
