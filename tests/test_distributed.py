@@ -26,6 +26,7 @@ from helpers import data, env, text
 from notebooks import NOTEBOOKS
 
 NOTEBOOK = NOTEBOOKS / "09_beyond_one_machine.ipynb"
+SEARCH = NOTEBOOKS / "more" / "09c_search.ipynb"
 MODEL = env.DATA / "models" / "tiny-decoder"
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
 TORCHRUN += ["--rdzv-endpoint", "localhost:0"]  # 0: a port that is free, as other tests may run beside
@@ -60,13 +61,14 @@ def finish(process, ends=0, timeout=200):
     return process.log.read_text()
 
 
-def texts_of_the_notebook():
-    """The strings that notebook 09 assigns, by name: its scripts."""
+def texts_of(notebook):
+    """The strings that a notebook assigns, by name: its scripts."""
     found = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+    for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type == "code":
             for node in ast.parse(cell.source).body:
-                if isinstance(node, ast.Assign) and isinstance(getattr(node.value, "value", None), str):
+                named = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+                if named and isinstance(getattr(node.value, "value", None), str):
                     found[node.targets[0].id] = node.value.value
     return found
 
@@ -83,7 +85,7 @@ def titles(part, count):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with the scripts of the notebook and rows to train on."""
-    folder, texts = tmp_path_factory.mktemp("home"), texts_of_the_notebook()
+    folder, texts = tmp_path_factory.mktemp("home"), texts_of(NOTEBOOK) | texts_of(SEARCH)
     (folder / "watch.py").write_text(texts["watch_script"])
     (folder / "train.py").write_text(texts["train_script"] + texts["MAIN"])
     (folder / "search.py").write_text(texts["search_script"] + texts["END"])
@@ -186,6 +188,28 @@ def test_a_checkpoint_of_two_goes_on_as_one(home, train, one, two):
     (found,) = ranks(home, "alone")
     assert found["resumed"] == 8
     same_losses(found["losses"], one[0]["losses"])
+
+
+STAND_INS = {  # for the commands of Slurm, on one machine
+    "scontrol": "echo localhost",
+    "srun": 'while [ "$1" != bash ]; do shift; done\nexec "$@"',
+    "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
+}
+
+
+def test_the_slurm_file_starts_one_training_by_all_processes(home, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name, script in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (home / "job.slurm").write_text(texts_of(NOTEBOOK)["job_script"])
+    two = dict(compute_environment="LOCAL_MACHINE", distributed_type="MULTI_GPU", use_cpu=True, num_processes=8)
+    (home / "two.yaml").write_text(json.dumps(two | dict(num_machines=1, mixed_precision="no", rdzv_backend="static")))
+    slurm = dict(SLURM_JOB_NODELIST="gpu[1-2]", SLURM_NNODES="1", SLURM_NODEID="0", SLURM_CPUS_PER_TASK="2")
+    slurm |= dict(SLURM_GPUS_ON_NODE="2", CONFIG="two.yaml", PORT="0", PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    runs_bash = "import os, sys; os.execvp('bash', ['bash', 'job.slurm', *sys.argv[1:]])"
+    finish(begin(home, "-c", runs_bash, *options(home, "slurm", batch=4, max_steps=2), **slurm))
+    assert [rank["processes"] for rank in ranks(home, "slurm")] == [2, 2]
 
 
 @pytest.mark.release
@@ -298,6 +322,6 @@ def test_the_take_home_cell_is_a_script_for_two_processes(tmp_path):
     settings, labels = messages(tmp_path / "mine.csv", random.Random(7))
     settings |= {"FILE": "mine.csv", "OUT": "saved", "MODEL": str(env.DATA / "models" / "tiny-encoder")}
     script = written(take_home(NOTEBOOK.stem, settings), tmp_path)
-    printed = finish(begin(tmp_path, *TORCHRUN, script))
+    printed = finish(begin(tmp_path, *TORCHRUN, script), timeout=400)
     assert printed.count("by 2 processes") == 1, printed
     assert printed_accuracy(printed) > max(labels.count(label) for label in set(labels)) / len(labels) + 0.1

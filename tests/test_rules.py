@@ -823,6 +823,9 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "04_lora": 115,
     "04b_relatives_of_lora": 38,
     "07_domain_adaptation": 92,
+    "09_beyond_one_machine": 99,
+    "09b_streams": 20,
+    "09c_search": 20,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(
