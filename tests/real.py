@@ -29,6 +29,8 @@ DIAL = re.compile(r"""(?m)^MODEL = ("[^"\n]*"|'[^'\n]*')""")
 MODELS = {  # notebook: the real model that it runs with
     "00_start_here": "minilm",
     "01_classification": "minilm",
+    "05_qlora": "smollm2",
+    "05b_quantisation": "smollm2",
 }
 
 

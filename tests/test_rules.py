@@ -814,6 +814,8 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "01b_named_entities": 27,
     "02_generation": 93,
     "02b_encoder_decoder": 45,
+    "05_qlora": 121,
+    "05b_quantisation": 42,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(

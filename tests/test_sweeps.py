@@ -24,7 +24,7 @@ SWEEPS = [  # notebook, how the names of its records begin, the function of a po
     ("more/02b_encoder_decoder", "rate-", "sweep_point"),
     ("03_full_fine_tuning", "lever-", "sweep_point"),
     ("04_lora", "grid-", "sweep_point"),
-    ("05_qlora", "rate-", "sweep_point"),
+    ("05_qlora", "rate-", "qlora.tuning_point"),
     ("06_multi_adapter", "train-", "sweep_point"),
     ("07_domain_adaptation", "rate-", "sweep_point"),
 ]
