@@ -288,6 +288,7 @@ def test_an_import_of_torch_is_caught(tmp_path):
 
 ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "adapters.check_four_bit": "four bits are the subject of 05 alone",
+    "memory.ladder": "03 says what to change when memory runs out, in order",
     "metrics.Metric": "01 shows it beside evaluate.load, which needs a network",
     "metrics.for_tokens": "01b is the only lesson with a tag for each token",
     "metrics.perplexity": "02 says what the loss of a model that writes means",
