@@ -288,6 +288,7 @@ def test_an_import_of_torch_is_caught(tmp_path):
 
 ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "adapters.check_four_bit": "four bits are the subject of 05 alone",
+    "memory.ladder": "03 says what to change when memory runs out, in order",
     "metrics.Metric": "01 shows it beside evaluate.load, which needs a network",
     "metrics.for_tokens": "01b is the only lesson with a tag for each token",
     "metrics.perplexity": "02 says what the loss of a model that writes means",
@@ -826,6 +827,8 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "09_beyond_one_machine": 99,
     "09b_streams": 20,
     "09c_search": 20,
+    "05_qlora": 121,
+    "05b_quantisation": 42,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(

@@ -31,7 +31,7 @@ SWEEPS = [  # notebook, how the names of its records begin, the function of a po
     ("03_full_fine_tuning", "lever-", "levers.lever_point"),
     ("03_full_fine_tuning", "hundred-", "levers.hundred_point"),
     ("04_lora", "grid-", "sweep_point"),
-    ("05_qlora", "rate-", "sweep_point"),
+    ("05_qlora", "rate-", "qlora.tuning_point"),
     ("06_multi_adapter", "train-", "sweep_point"),
     ("07_domain_adaptation", "trial-", "trial_point"),
 ]
