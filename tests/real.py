@@ -29,9 +29,6 @@ DIAL = re.compile(r"""(?m)^MODEL = ("[^"\n]*"|'[^'\n]*')""")
 MODELS = {  # notebook: the real model that it runs with
     "00_start_here": "minilm",
     "01_classification": "minilm",
-    "03_full_fine_tuning": "minilm",
-    "05_qlora": "smollm2",
-    "05b_quantisation": "smollm2",
 }
 
 

@@ -260,9 +260,7 @@ def test_decoding_by_hand(page, visit):
     [
         ("03_full_fine_tuning", ["fitting"]),
         ("04_lora", ["tuning"]),
-        ("05_qlora", ["tuning", "fitting"]),
         ("05_qlora", ["fitting"]),
-        ("06_multi_adapter", ["decoding"]),
     ],
 )
 def test_the_panels_of_the_other_notebooks(name, kinds, page, visit):
