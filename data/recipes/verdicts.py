@@ -142,7 +142,7 @@ CASES = {  # name: (task, change of the rows, settings, what has to be said; Non
     "the same text in every row": ("classification", constant, {}, "unrelated|gives every|not shown|below"),
     "one class": ("classification", one_class, {}, "one class|one label|single|two"),
     "3 % of two classes": ("classification", uneven, {}, "uneven|class_weights|not shown|below"),
-    "a label that training never saw": ("classification", unseen_label, {}, "no row to train on has"),
+    "a label that training never saw": ("classification", unseen_label, {}, "is not one of"),
     "test rows of another domain": ("classification", other_domain, {}, "of another kind|below|not shown"),
     "twelve rows": ("classification", few, {}, "not shown|below|gives every"),
     "rate far too high": ("classification", as_it_is, {"training.learning_rate": 1.0}, "lower|too high"),
