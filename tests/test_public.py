@@ -57,9 +57,9 @@ def test_the_recommended_rate_is_near_the_best_that_was_measured(key, runs):
     swept = [run for run in runs if run["settings"]["seed"] == 0]
     rates = [run["settings"]["learning_rate"] for run in swept]
     chosen = [run for run in swept if public.is_recommended(run)]
-    classes = swept[0]["settings"]["classes"] or None
     if len(set(rates)) < 2 or not chosen:
         pytest.skip("not yet swept")
+    classes = swept[0]["settings"]["classes"] or None
     assert min(rates) <= env.recommend(model, method, rows, classes)["learning_rate"] <= max(rates)
     task = public.SETS[name][1]
     best = max(public.first(run, "validation", task) for run in swept)

@@ -294,6 +294,7 @@ ONE_NOTEBOOK = {  # function: why the one notebook that uses it is enough
     "metrics.perplexity": "02 says what the loss of a model that writes means",
     "plots.timeline": "03 shows where in a step the memory goes",
     "preflight.check": "08 breaks trainings, and this call finds out how",
+    "record.table": "00 shows what a record holds; later lessons show their own rows with record.show",
     "text.align_labels": "01b is the only lesson with a tag for each token",
     "text.lengths": "01 shows by it what padding costs",
     "text.tokenize_pairs": "02b is the only one with an encoder-decoder",

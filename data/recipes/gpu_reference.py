@@ -127,7 +127,7 @@ def measure(path, way, batch, length):
 def run_notebook(name, model):
     """Executes a notebook whole with another model and its own sweep; the copy goes to runs/."""
     notebook = nbformat.read(env.REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
-    first = notebook.cells[1]
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     for setting, value in {"MODEL": model, "RERUN": True}.items():
         first.source, found = re.subn(rf"(?m)^{setting} = .*$", f"{setting} = {value!r}", first.source)
         assert found == 1, f"{name}: the first cell has no line {setting} = ..."
