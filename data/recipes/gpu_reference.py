@@ -129,7 +129,7 @@ def run_notebook(name, model):
     notebook = nbformat.read(env.REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     for setting, value in {"MODEL": model, "RERUN": True}.items():
-        first.source, found = re.subn(rf"(?m)^{setting} = .*$", f"{setting} = {value!r}", first.source)
+        first.source, found = re.subn(rf"(?m)^{setting} = .*$", f"{setting} = {value!r}", first.source, count=1)
         assert found == 1, f"{name}: the first cell has no line {setting} = ..."
     place = {"metadata": {"path": str(env.REPOSITORY / "notebooks")}}
     NotebookClient(notebook, timeout=None, resources=place).execute()
