@@ -316,3 +316,16 @@ def test_tags_that_are_not_above_a_list_of_words_are_said(list_f1, said, scoring
     found = scoring["tokens"].warnings(results, parts, config(labels=["O", "B-P"]))
     assert (found == []) == (said is None)
     assert said is None or said in found[0]
+
+
+def test_few_rows_are_said(verdict):
+    assert verdict.of_few_rows({"train": 12, "validation": 20, "test": 200}) == []
+    [said] = verdict.of_few_rows({"train": 12, "validation": 6, "test": 19})
+    assert said.startswith("data.validation has 6 and data.test has 19 rows")
+
+
+def test_a_run_whose_loss_is_no_number_has_a_report(scoring):
+    history = [{"epoch": 1, "loss": math.nan, "eval_loss": math.nan, "eval_f1": 0.1}, {"epoch": 2, "loss": math.nan}]
+    pictures = scoring["tokens"].report.curves(history, "f1")
+    assert pictures.count("<svg") == 1  # of the score; the losses have no point to draw
+    assert "nan" not in pictures

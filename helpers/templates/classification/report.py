@@ -185,10 +185,11 @@ def finding(name, compared, metric, rows):
 
 
 def curves(history, metric):
-    """The losses and the validation score of the run, by epoch."""
-    losses = [(one["epoch"], one["loss"]) for one in history if "loss" in one]
-    validated = [(one["epoch"], one["eval_loss"]) for one in history if "eval_loss" in one]
-    scored = [(one["epoch"], one[f"eval_{metric}"]) for one in history if f"eval_{metric}" in one]
+    """The losses and the validation score of the run, by epoch; what is not a number has no place in a picture."""
+    losses, validated, scored = (
+        [(one["epoch"], one[name]) for one in history if math.isfinite(one.get(name, math.nan))]
+        for name in ("loss", "eval_loss", f"eval_{metric}")
+    )
     usual = sorted(loss for _, loss in losses + validated)[: max(1, int(0.98 * len(losses + validated)))]
     high = usual[-1] if usual else None  # a spike does not flatten the rest
     pictures = lines([("training", BLUE, losses), ("validation", ORANGE, validated)], "epoch", "loss", 0, high)

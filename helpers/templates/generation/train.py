@@ -572,6 +572,7 @@ def evaluate(trainer, tokenizer, config, rows, examples, untrained):
     results["history"] = trainer.state.log_history
     results["warnings"] = [
         *scoring.warnings(results, rows, config),
+        *verdict.of_few_rows({part: len(rows[part]) for part in PARTS}),
         *verdict.of_the_curve(config, results["history"], metric, len(rows["validation"])),
         *verdict.of_the_cut(config, left_out, len(rows["train"]), longest(config, tokenizer), ""),
     ]
@@ -597,10 +598,11 @@ def save_record(config, trainer, results, rows, seconds):
     record["versions"] = {library: version(library).partition("+")[0] for library in libraries}
     record["curve"] = trainer.state.log_history
     if trainer.is_world_process_zero():
+        kept = json.loads(json.dumps(record), parse_constant=lambda name: None)  # JSON has no NaN
+        text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+        record_file(config).write_text(text, encoding="utf-8")
         file = HERE / config["training"]["output_dir"] / "report.html"
         report.write(file, HERE.name, record, scoring.sections(results, rows, config))
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        record_file(config).write_text(text, encoding="utf-8")
 
 
 def brief_run(config, rate, steps, tokenizer, examples):

@@ -180,6 +180,14 @@ def of_the_parts(compared):
     return []
 
 
+def of_few_rows(rows):
+    """When validation or test have so few rows that a score says next to nothing."""
+    few = [f"data.{part} has {rows[part]}" for part in ("validation", "test") if rows[part] < 20]
+    if not few:
+        return []
+    return [f"{' and '.join(few)} rows, so one row more or less right changes the score a lot: label more of them."]
+
+
 def of_the_cut(config, cut, rows, most, remedy):
     """When many rows are longer than the model is given."""
     length = config["data"]["max_length"]
