@@ -194,7 +194,10 @@ ADVICE = [
     ([0.69, 0.66, 0.64, 0.60, 0.55, 0.50], "raise training.learning_rate"),
     ([9.0, 0.7], "lower training.learning_rate"),
     ([math.nan], "lower training.learning_rate"),
-    ([0.69, 0.21, 0.20, 0.24, 0.25, 0.24], "its training loss stood still at 0.2.* too high or too low"),
+    (
+        [0.69, 0.21, 0.20, 0.24, 0.25, 0.24],
+        r"its training loss stood still at 0.24, so training.learning_rate: 0.0001 is too high or too low; ",
+    ),
 ]
 
 

@@ -9,13 +9,12 @@ import random
 from pathlib import Path
 
 import classification
+import lesson
 import lora
-import nbformat
 import pytest
 import reading_on
 
 from helpers import env, record
-from notebooks import NOTEBOOKS, tagged
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 RECIPES = {  # notebooks whose points are made by a recipe
@@ -56,19 +55,12 @@ SEED = int(os.environ["TEST_SEED"])  # conftest.py sets it
 DRAWN = SWEEPS if os.environ.get("RELEASE") == "1" else random.Random(SEED).sample(SWEEPS, 2)
 
 
-def sweep_cells(notebook):
-    """The source of the cells tagged `sweep`, which define the function of a point."""
-    return "\n\n".join(notebook.cells[i].source for i in tagged(notebook, "sweep"))
-
-
 def run_again(name, function, point, model):
     """What a point gives now: by a function of a recipe, or by one that the notebook's cells define."""
     module, _, function = function.rpartition(".")
     if module:
         return getattr(importlib.import_module(module), function)(model, **point)[0]
-    space = {}
-    exec(sweep_cells(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)), space)
-    return space[function](**point)
+    return lesson.space(name, model)[function](**point)
 
 
 @pytest.mark.slow

@@ -9,35 +9,21 @@ one digit a row (1 = right), so that two runs can be compared row by row.
 """
 
 import argparse
-import re
 import sys
 import time
-from functools import cache
 
-import nbformat
+import lesson
 
 from helpers import env, metrics, record
 
 RESULTS = env.DATA / "results" / "02_generation"
-NOTEBOOK = env.REPOSITORY / "notebooks" / "02_generation.ipynb"
+NOTEBOOK = "02_generation"
 WAYS = ("the right way", "padding counts", "prompt counts", "end is padding")
 TRIED = {"tiny-decoder": (5e-4, 1e-3, 2e-3), "smollm2": ()}  # rates; all other runs have the notebook's
 SEEDS = {"tiny-decoder": (0, 1, 2), "smollm2": (0,)}
 SIZES = {"tiny-decoder": (800, 300), "smollm2": (64, 20)}  # rows to train on, rows of each part to score
 COUNTING = {"tiny-decoder": dict(n_rows=160, n_scored=200), "smollm2": dict(n_rows=32, n_scored=20)}
 TESTS = ("test_same", "test_unseen", "test_handwritten")
-
-
-@cache
-def notebook_space(model):
-    """The names that the notebook's cells of the tag `sweep` define, for one model."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    source = "\n\n".join(cell.source for cell in cells if "sweep" in cell.metadata.get("tags", []))
-    source, found = re.subn(r'(?m)^MODEL = "[^"]*"', f'MODEL = "{model}"', source)
-    assert found == 1, "the setup cell has no line MODEL = ..."
-    space = {}
-    exec(source, space)
-    return space
 
 
 def scored(space, model, task, parts, n_rows):
@@ -56,13 +42,13 @@ def scored(space, model, task, parts, n_rows):
 
 
 def before_point(model, task, parts, n_rows):
-    space = notebook_space(model)
+    space = lesson.space(NOTEBOOK, model)
     return scored(space, space["pretrained"](), task, parts, n_rows)
 
 
 def tuning_point(model, task, learning_rate, seed, epochs, n_train, n_rows, parts):
     """Train on other rows for each seed, and score."""
-    space = notebook_space(model)
+    space = lesson.space(NOTEBOOK, model)
     network = space["pretrained"](seed)
     train = space["talks"][task]["train"].shuffle(seed=seed).select(range(n_train))
     examples = space["text"].tokenize_chat(train, space["tokenizer"])
@@ -72,7 +58,7 @@ def tuning_point(model, task, learning_rate, seed, epochs, n_train, n_rows, part
 
 
 def counting_point(model, end=None, **point):
-    space = notebook_space(model)
+    space = lesson.space(NOTEBOOK, model)
     if end:
         space["END"] = space["tokenizer"].convert_tokens_to_ids(end)
     found = space["counting_point"](**point)
@@ -89,7 +75,7 @@ def keep(model, name, run, **point):
         return
     started = time.process_time()
     found, more = run(model, **point)
-    path = str(notebook_space(model)["path"])
+    path = str(lesson.space(NOTEBOOK, model)["path"])
     settings = {**point, "model": model, "weights": "from Q4_1" if path.endswith("from-Q4_1") else "as published"}
     about = dict(machine=env.machine(), versions=env.versions(), cpu_s=round(time.process_time() - started))
     record.save(folder, name, settings=settings, metrics=found, **more, **about)
@@ -117,7 +103,7 @@ def main():
         for rate in TRIED[model]:
             one(f"rate-{task}-{rate:g}-0", tuning_point, learning_rate=rate, seed=0, parts=("validation",), **common)
         for seed in SEEDS[model]:
-            rate = notebook_space(model)["RATE"]
+            rate = lesson.space(NOTEBOOK, model)["RATE"]
             one(f"parts-{task}-{seed}", tuning_point, learning_rate=rate, seed=seed, parts=TESTS, **common)
 
 

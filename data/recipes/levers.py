@@ -9,20 +9,18 @@ one digit a row (1 = right), so that two runs can be compared row by row. Second
 """
 
 import argparse
-import re
 import shutil
 import statistics
 import time
-from functools import cache
 from pathlib import Path
 
-import nbformat
+import lesson
 from transformers import BertConfig, LlamaConfig, TrainerCallback
 
 from helpers import env, memory, record
 
 RESULTS = env.DATA / "results" / "03_full_fine_tuning"
-NOTEBOOK = env.REPOSITORY / "notebooks" / "03_full_fine_tuning.ipynb"
+NOTEBOOK = "03_full_fine_tuning"
 SEEDS = {"hundred": {"tiny-encoder": range(5)}, "levers": range(3)}
 SGD = (0.05, 0.2, 0.8)  # stochastic gradient descent needs rates of its own
 SHAPES = {  # from the published configurations
@@ -47,18 +45,6 @@ WAYS = {
 }
 
 
-@cache
-def notebook_space(model):
-    """The names that the notebook's cells of the tag `sweep` define, for one model."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    source = "\n\n".join(cell.source for cell in cells if "sweep" in cell.metadata.get("tags", []))
-    source, found = re.subn(r'(?m)^MODEL = "[^"]*"', f'MODEL = "{model}"', source)
-    assert found == 1, "the setup cell has no line MODEL = ..."
-    space = {}
-    exec(source, space)
-    return space
-
-
 def hits(trainer, rows):
     found = trainer.predict(rows)
     return "".join("01"[int(said == true)] for said, true in zip(found.predictions, found.label_ids, strict=True))
@@ -70,7 +56,7 @@ def share(digits):
 
 def hundred_point(model, seed):
     """A hundred labels: the test rows with the models of three epochs, each chosen on validation rows."""
-    space = notebook_space(model)
+    space = lesson.space(NOTEBOOK, model)
     trainer = space["few_labels"](seed)
     kept, folder = space["kept_epochs"](trainer), trainer.args.output_dir
     rows = space["examples"]["test_same"]
@@ -83,7 +69,7 @@ def hundred_point(model, seed):
 
 def lever_point(model, lever, learning_rate, seed):
     """300 labels with one lever pulled."""
-    trainer, cut = notebook_space(model)["sweep_point"](lever, learning_rate, seed)
+    trainer, cut = lesson.space(NOTEBOOK, model)["sweep_point"](lever, learning_rate, seed)
     found = {part: hits(trainer, cut[part]) for part in ("validation", "test_same")}
     return {part: share(digits) for part, digits in found.items()}, {"hits": found}
 
@@ -103,7 +89,7 @@ class Stopwatch(TrainerCallback):
 
 def cost_point(model, levers, rounds=2, steps=3):
     """Peak and seconds of a step of 16 rows of 128 tokens with each lever, in turns; the median over all turns."""
-    space = notebook_space(model)
+    space = lesson.space(NOTEBOOK, model)
     seconds, peaks = {lever: [] for lever in levers}, {}
     for turn in range(rounds + 1):
         for lever in levers:
@@ -125,7 +111,7 @@ def cost_point(model, levers, rounds=2, steps=3):
 
 def peaks_point(model, levers):
     """Predicted peak of a step of 16 rows of 128 tokens with each lever, in bytes, for a CPU."""
-    space = notebook_space(model)
+    space = lesson.space(NOTEBOOK, model)
     shape = dict(batch=16, length=128, task="SEQ_CLS", device="cpu", dtype="float32")
     config = space["pretrained"]().config
     return {name: memory.predict(config, **shape | space["LEVERS"][name][1]).peak for name in levers}, {}
@@ -176,7 +162,7 @@ def main():
                 keep(RESULTS, named("fit", name, way), fit_point, model=name, way=way, batch=8, length=512)
         keep(RESULTS, "ladder-1B", ladder_point, model="1B", card="RTX 4090 (24 GB)", batch=8, length=1024)
     for model in given.models:
-        space, folder = notebook_space(model), RESULTS / Path(model).name
+        space, folder = lesson.space(NOTEBOOK, model), RESULTS / Path(model).name
         levers, rate = given.levers or list(space["LEVERS"]), space["RATE"]
         for seed in SEEDS["hundred"].get(model, range(3)) if "hundred" in wanted else ():
             keep(folder, f"hundred-{seed}", hundred_point, model, seed=seed)

@@ -12,19 +12,17 @@ runs/06_adapters, which is not committed. `hits` has one digit a row (1 = right)
 import argparse
 import itertools
 import json
-import re
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
-import nbformat
+import lesson
 import numpy as np
 
 from helpers import env, generate, metrics, record
 
 RESULTS = env.DATA / "results" / "06_multi_adapter"
-NOTEBOOK = env.REPOSITORY / "notebooks" / "06_multi_adapter.ipynb"
+NOTEBOOK = "06_multi_adapter"
 SKILLS = ("intent", "questions", "titles", "rewrite")
 SEEDS = {"tiny-decoder": (0, 1, 2), "smollm2": (0,)}
 RATES = {"tiny-decoder": (2e-3, 4e-3), "smollm2": ()}  # tried on seed 0; all other runs have the notebook's
@@ -38,18 +36,6 @@ METHODS = {  # peft's name: the densities to try, where it drops numbers
 }
 WEIGHTS = (0.2, 0.4, 0.7, 1.0, 1.5, 2.0)  # peft's guide advises weights above 1
 PAIR_WEIGHT = 0.7  # for cat; not searched
-
-
-@cache
-def notebook_space(model):
-    """The names that the notebook's cells of the tag `sweep` define, for one model."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    source = "\n\n".join(cell.source for cell in cells if "sweep" in cell.metadata.get("tags", []))
-    source, found = re.subn(r'(?m)^MODEL = "[^"]*"', f'MODEL = "{model}"', source)
-    assert found == 1, "the setup cell has no line MODEL = ..."
-    space = {}
-    exec(source, space)
-    return space
 
 
 def home(model, task, seed):
@@ -73,13 +59,13 @@ def on_every_task(space, network, part, n_rows, tasks=SKILLS):
 
 def adapter(model, task, seed):
     """A trained model whose adapter is stored, with the manifest that the notebook's Round 7 reads."""
-    space, folder, (n_rows, _) = notebook_space(model), home(model, task, seed), SIZES[model]
+    space, folder, (n_rows, _) = lesson.space(NOTEBOOK, model), home(model, task, seed), SIZES[model]
     network = space["trained"](task, seed, n_rows)
     network.peft_config["default"].base_model_name_or_path = Path(space["path"]).name
     network.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     signing = {"json": json, "Path": Path, "torch": space["torch"]}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+    for cell in lesson.cells(NOTEBOOK):
         if "def fingerprint(" in cell.source or "def sign(" in cell.source:
             exec(cell.source, signing)
     signing["sign"](folder, network, version=1)
@@ -94,7 +80,7 @@ def served(model, seed, tasks):
         if not home(model, task, seed).exists():
             adapter(model, task, seed)
     network = PeftModel.from_pretrained(
-        notebook_space(model)["pretrained"](), home(model, tasks[0], seed), adapter_name=tasks[0]
+        lesson.space(NOTEBOOK, model)["pretrained"](), home(model, tasks[0], seed), adapter_name=tasks[0]
     )
     for task in tasks[1:]:
         network.load_adapter(home(model, task, seed), task)
@@ -103,13 +89,13 @@ def served(model, seed, tasks):
 
 def rate_point(model, task, seed, learning_rate):
     n_rows, n_scored = SIZES[model]
-    found = notebook_space(model)["sweep_point"](task, seed, learning_rate, n_rows, n_scored)
+    found = lesson.space(NOTEBOOK, model)["sweep_point"](task, seed, learning_rate, n_rows, n_scored)
     return {"validation": found["validation"]}, {}
 
 
 def train_point(model, task, seed, learning_rate):
     """A training, its adapter stored, and its scores; of "all" the mean over the skills."""
-    space, (_, n_scored) = notebook_space(model), SIZES[model]
+    space, (_, n_scored) = lesson.space(NOTEBOOK, model), SIZES[model]
     network, found, hits = adapter(model, task, seed), {}, {}
     for part in ("validation", "test_same"):
         own = SKILLS if task == "all" else (task,)
@@ -120,7 +106,7 @@ def train_point(model, task, seed, learning_rate):
 
 def matrix_point(model, seed):
     """Every adapter, and none, on every task."""
-    space, network, found, hits = notebook_space(model), served(model, seed, SKILLS), {}, {}
+    space, network, found, hits = lesson.space(NOTEBOOK, model), served(model, seed, SKILLS), {}, {}
     for name in SKILLS:
         network.set_adapter(name)
         found[name], hits[name] = on_every_task(space, network, "test_same", SIZES[model][1])
@@ -143,7 +129,7 @@ def combined(space, network, method, weights, density, part, n_rows, tasks=SKILL
 
 def combine_point(model, method, seed):
     """Weights chosen by the mean on 40 validation rows a task, then one score on test rows; the curve has all tries."""
-    space, network, curve = notebook_space(model), served(model, seed, SKILLS), []
+    space, network, curve = lesson.space(NOTEBOOK, model), served(model, seed, SKILLS), []
 
     def attempt(weights, density):
         found, _ = combined(space, network, method, weights, density, "validation", 40)
@@ -161,7 +147,7 @@ def combine_point(model, method, seed):
 
 def pairs_point(model, seed):
     """Each pair of skills by cat, on both its tasks."""
-    space, network, found = notebook_space(model), served(model, seed, SKILLS), {}
+    space, network, found = lesson.space(NOTEBOOK, model), served(model, seed, SKILLS), {}
     for part in ("validation", "test_same"):
         found[part] = {
             " + ".join(pair): combined(space, network, "cat", [PAIR_WEIGHT] * 2, None, part, SIZES[model][1], pair)[0]
@@ -176,7 +162,7 @@ def keep(model, name, run, **point):
         return
     started = time.process_time()
     found, more = run(model, **point)
-    path = str(notebook_space(model)["path"])
+    path = str(lesson.space(NOTEBOOK, model)["path"])
     settings = {**point, "model": model, "weights": "from Q4_1" if path.endswith("from-Q4_1") else "as published"}
     settings |= more.pop("chosen", {})
     settings |= {"n_train": SIZES[model][0]} if SIZES[model][0] else {}
@@ -187,7 +173,7 @@ def keep(model, name, run, **point):
 
 def points(model):
     """(name, function, its arguments) of all records."""
-    seeds, rate = SEEDS[model], notebook_space(model)["RATE"]
+    seeds, rate = SEEDS[model], lesson.space(NOTEBOOK, model)["RATE"]
     for task, tried in itertools.product((*SKILLS, "all"), RATES[model]):
         yield f"rate-{task}-{tried:g}", rate_point, dict(task=task, seed=0, learning_rate=tried)
     for seed, task in itertools.product(seeds, (*SKILLS, "all") if model == "tiny-decoder" else SKILLS):
