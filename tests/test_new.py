@@ -666,7 +666,9 @@ def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings
         small_file("reviews/validation.csv", Path.cwd(), 150).rename("given.csv")
         changes |= {"../data/reviews/validation.csv": "given.csv", "set_seed(0)": "set_seed(42)"}
         changes |= {"EPOCHS = 4" if notebook == "01_classification" else "EPOCHS = 2": "EPOCHS = 1"}
-        changes |= {"(200 + 10 * len(names))": "1"} if notebook == "04_lora" else {}  # no more epochs for few rows
+        if notebook == "04_lora":
+            changes |= {"(200 + 10 * len(names))": "1"}  # no more epochs for few rows
+            changes |= {"trainer.train()": "hf.set_seed(42) or trainer.train()"}  # its first prediction draws numbers
         space = take_home(notebook, changes)
         texts = space["Dataset"].from_dict(
             {"text": space["table"]["text"].astype(str), "label": space["table"]["label"].astype(str)}
