@@ -285,6 +285,12 @@ def test_the_encoder_is_small_and_knows_the_chat_tokens():
     assert bad & set(tokenizer.convert_ids_to_tokens(guesses))
 
 
+@pytest.mark.parametrize("name", cards.PICTURES)
+def test_the_pictures_of_the_cards_are_those_of_the_notebooks(name):
+    assert cards.image(name).read_bytes() == cards.picture(name)[0], "run python data/recipes/cards.py"
+    assert f"(notebooks/images/{name}.png)" in (cards.REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", cards.CARDS)
 def test_the_tables_of_the_cards_are_true(name):
     path = cards.REPOSITORY / name

@@ -1,11 +1,13 @@
-"""Fills the tables of README.md, data/README.md and the model cards from the files and records they describe.
+"""Fills the tables and pictures of README.md, data/README.md and the model cards from what they describe.
 
     python data/recipes/cards.py          # writes them
     python data/recipes/cards.py --check  # says which are out of date
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; so no number in a card is typed by hand.
+A table or picture stands between `<!-- NAME -->` and `<!-- end -->`; so no number in a card is typed by hand. A picture
+is one of a notebook's outputs, with its text for those who do not see it.
 """
 
+import base64
 import json
 import re
 import sys
@@ -204,13 +206,39 @@ TABLES = {
 }
 
 
+PICTURES = {  # name, of the file too: the notebook, and how the text for those who do not see the picture begins
+    "levers": ("03_full_fine_tuning", "Peak memory in MiB with each lever"),
+    "will_it_fit": ("05_qlora", "Llama-3.1-8B LoRA"),
+}
+
+
+def picture(name):
+    """The PNG and the text of a picture that a notebook shows."""
+    notebook, start = PICTURES[name]
+    cells = json.loads((REPOSITORY / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+        if alt.startswith(start):
+            return base64.b64decode(output["data"]["image/png"]), alt
+    raise ValueError(f'{notebook} shows no picture whose text begins with "{start}".')
+
+
+def image(name):
+    return REPOSITORY / "notebooks" / "images" / f"{name}.png"
+
+
 def filled(text):
-    """The card with each of its tables made anew."""
+    """The card with each of its tables and pictures made anew."""
 
-    def table(match):
-        return f"<!-- {match[1]} -->\n{record.show(TABLES[match[1]]())}\n<!-- end -->"
+    def made(match):
+        name = match[1]
+        if name in PICTURES:
+            content = f"![{picture(name)[1]}]({image(name).relative_to(REPOSITORY).as_posix()})"
+        else:
+            content = record.show(TABLES[name]())
+        return f"<!-- {name} -->\n{content}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
 
 
 def main():
@@ -222,6 +250,11 @@ def main():
             stale.append(name)
             if "--check" not in sys.argv:
                 path.write_text(filled(text), encoding="utf-8")
+    for name in PICTURES:
+        if not image(name).exists() or image(name).read_bytes() != picture(name)[0]:
+            stale.append(image(name).name)
+            if "--check" not in sys.argv:
+                image(name).write_bytes(picture(name)[0])
     if "--check" in sys.argv and stale:
         sys.exit(f"out of date: {', '.join(stale)}. Run `python data/recipes/cards.py`.")
     print("written:" if stale else "up to date", *stale)
