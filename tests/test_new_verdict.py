@@ -307,8 +307,9 @@ def test_the_report_is_one_file_that_needs_nothing_else(scoring, tmp_path):
 @pytest.mark.parametrize(("list_f1", "said"), [(0.25, "word list"), (0.05, None)])
 def test_tags_that_are_not_above_a_list_of_words_are_said(list_f1, said, scoring):
     """Random tags: some are right by chance, as often by the list as by the model."""
-    rows = [{"tokens": ["Ada"], "tags": ["B-P"]}]
-    parts = dict.fromkeys(("train", "validation", "test"), Dataset.from_list(rows))
+    tags = [["B-P", "O", "O", "O"], ["O", "O", "B-P", "O"]] * 20
+    rows = Dataset.from_list([{"tokens": ["Ada", "and", "Ada", "ran"], "tags": one} for one in tags])
+    parts = dict.fromkeys(("train", "validation", "test"), rows)
     ahead = {"low": 0.2, "high": 0.34, "score": list_f1, "lead": 0.27 - list_f1}
     one = {
         "this model": {"score": 0.27, "low": 0.2, "high": 0.34},
@@ -316,9 +317,46 @@ def test_tags_that_are_not_above_a_list_of_words_are_said(list_f1, said, scoring
         "word list": ahead | {"lead_low": 0.27 - list_f1 - 0.07, "lead_high": 0.27 - list_f1 + 0.07},
     }
     results = {"baselines": {"validation": one, "test": one}, "history": [], "metric": "f1"}
+    results |= dict.fromkeys(("predictions", "references"), {"validation": tags, "test": tags})
     found = scoring["tokens"].warnings(results, parts, config(labels=["O", "B-P"]))
     assert (found == []) == (said is None)
     assert said is None or said in found[0]
+
+
+@pytest.mark.parametrize(("right", "said"), [(30, False), (6, True)])
+def test_tags_that_no_order_makes_worse_are_said(right, said, scoring):
+    """Forty rows of five words with one entity: as often right as by chance, or much more often."""
+    true = [["O"] * i + ["B-P"] + ["O"] * (4 - i) for i in [0, 1, 2, 3, 4] * 8]
+    predicted = [tags if number < right else [*tags[1:], tags[0]] for number, tags in enumerate(true)]
+    rows = Dataset.from_list([{"tokens": ["a"] * 5, "tags": tags} for tags in true])
+    parts = dict.fromkeys(("train", "validation", "test"), rows)
+    kinds = scoring["tokens"].baselines(parts, config())
+    results = {"baselines": {}, "history": [], "metric": "f1", "predictions": {}, "references": {}}
+    for part in ("validation", "test"):
+        systems = {"this model": predicted, **{name: one[part] for name, one in kinds.items()}}
+        made = {name: scoring["tokens"].statistics(one, true)[0] for name, one in systems.items()}
+        results["baselines"][part] = scoring["tokens"].verdict.compare(made, scoring["tokens"].verdict.ratio)
+        results["predictions"][part], results["references"][part] = predicted, true
+    found = scoring["tokens"].warnings(results, parts, config(labels=["O", "B-P"]))
+    assert any("in a random order score as well" in one for one in found) == said
+
+
+@pytest.mark.parametrize(("moved", "said"), [(0, None), (1, "the word before"), (-1, "the word after")])
+def test_tags_that_fit_the_next_word_are_said(moved, said, scoring):
+    names, rest = ["Ada", "Bob", "Cleo", "Dan"], ["saw", "the", "old", "house", "near", "us"]
+    draw, lines = random.Random(0), []
+    for _ in range(120):
+        words = draw.sample(rest, 5)
+        place = draw.randrange(1, 4)
+        words[place] = draw.choice(names)
+        lines.append({"tokens": words, "tags": ["B-P" if i == place + moved else "O" for i in range(5)]})
+    parts = {
+        name: Dataset.from_list(lines[i * 40 : i * 40 + 40]) for i, name in enumerate(("train", "validation", "test"))
+    }
+    results = {"references": {part: parts[part]["tags"][:] for part in ("validation", "test")}}
+    found = scoring["tokens"].of_the_neighbours(results, parts)
+    assert bool(found) == bool(said)
+    assert not said or said in found[0]
 
 
 def test_few_rows_are_said(verdict):

@@ -150,7 +150,7 @@ CASES = {  # name: (task, change of the rows, settings, what has to be said; Non
     "eight tokens of each text": ("classification", as_it_is, {"data.max_length": 8}, "longer than data.max_length"),
     "no entity": ("tokens", no_entity, {}, "no entity|O"),
     "tags shuffled": ("tokens", tags_shuffled, {}, "unrelated|no entity|below|not shown"),
-    "tags one word on": ("tokens", tags_one_on, {}, "unrelated|no entity|below|not shown|own tags"),
+    "tags one word on": ("tokens", tags_one_on, {}, "fit the word before"),
     "answers shuffled": ("generation", answers_shuffled, {}, "unrelated|below|not shown|no answer"),
 }  # fmt: skip
 

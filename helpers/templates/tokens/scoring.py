@@ -1,5 +1,6 @@
 """What the predictions are worth: scores, simple baselines on the same rows, and what looks wrong with them."""
 
+import random
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -10,6 +11,7 @@ import report
 import verdict
 
 NOTHING, LIST = "no entity", "word list"  # the baseline that reads nothing, and the one that reads
+MOVED = "this model's tags in another order"
 METRICS = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
 
 
@@ -41,21 +43,59 @@ def statistics(predictions, references):
 
 def baselines(rows, config):
     """Tags of each baseline for the validation and the test rows: none, and each word's most frequent tag."""
+    nothing = {part: [["O"] * len(words) for words in rows[part]["tokens"]] for part in ("validation", "test")}
+    return {NOTHING: nothing, LIST: word_list(rows)}
+
+
+def word_list(rows, away=0):
+    """The tag that each word of the validation and the test rows has most often in the rows to train on.
+
+    With `away` of -1 or 1 it is not the word itself that is looked up, but the one before or after it.
+    """
+
+    def read(words):
+        return [words[i + away] if 0 <= i + away < len(words) else "" for i in range(len(words))]
+
     counts = defaultdict(Counter)
     for row in rows["train"]:
-        for word, tag in zip(row["tokens"], row["tags"], strict=True):
+        for word, tag in zip(read(row["tokens"]), row["tags"], strict=True):
             counts[word][tag] += 1
     usual = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-    sentences = {part: rows[part]["tokens"][:] for part in ("validation", "test")}
-    return {
-        NOTHING: {part: [["O"] * len(words) for words in given] for part, given in sentences.items()},
-        LIST: {
-            part: [[usual.get(word, "O") for word in words] for words in given] for part, given in sentences.items()
-        },
-    }
+    parts = ("validation", "test")
+    return {part: [[usual.get(word, "O") for word in read(words)] for words in rows[part]["tokens"]] for part in parts}
 
 
 # ---- What looks wrong -----------------------------------------------------------------------------------------------
+
+
+def against_moved(results):
+    """The model against its own tags in a random order within each row: who cannot beat that knows no word."""
+    draw, compared = random.Random(0), {}
+    for part in ("validation", "test"):
+        pairs = zip(results["predictions"][part], results["references"][part], strict=True)
+        said, true = zip(*[pair for pair in pairs if len(set(pair[0])) > 1] or [(["O"], ["O"])], strict=True)
+        moved = [draw.sample(list(tags), len(tags)) for tags in said]
+        made = {"this model": statistics(said, true)[0], MOVED: statistics(moved, true)[0]}
+        compared[part] = verdict.compare(made, verdict.ratio)
+    return compared
+
+
+def of_the_neighbours(results, rows):
+    """When a list of the words before, or after, knows the tags better than one of the words themselves."""
+    for away, side in ((-1, "before"), (1, "after")):
+        leads = []
+        for part, tags in word_list(rows, away).items():
+            references = results["references"][part]
+            lists = {"neighbours": tags[:], LIST: word_list(rows)[part]}
+            made = {name: statistics(one, references)[0] for name, one in lists.items()}
+            leads.append(verdict.compare(made, verdict.ratio)[LIST])
+        if all(one["lead"] > 0.1 and one["lead_low"] > 0 for one in leads):
+            return [
+                f"The tags fit the word {side} theirs better than their own: a list of words scores "
+                f"{verdict.points(leads[0]['lead'])} points more on the validation rows when it looks there. Look "
+                "whether the tags of data.train are moved by a word."
+            ]
+    return []
 
 
 def warnings(results, rows, config):
@@ -81,10 +121,18 @@ def warnings(results, rows, config):
         found.append(f"It finds no entity that is right, so F1 is 0: {do}{tags}.")
     elif verdict.unclear(compared, NOTHING) and read <= 0.05:
         found.append(verdict.unrelated("tags"))
+    elif verdict.unclear(against_moved(results), MOVED):
+        found.append(
+            "The tags look unrelated to the words, as if shuffled within their rows or moved to the next word: this "
+            "model's own tags in a random order score as well. Compare some rows of data.train with where they came "
+            "from; no other setting helps."
+        )
     else:
         harder = verdict.of_the_parts(compared)
-        found += harder + verdict.of_the_baselines(
-            config, compared, results["metric"], () if harder else {NOTHING, LIST}
+        found += (
+            of_the_neighbours(results, rows)
+            + harder
+            + verdict.of_the_baselines(config, compared, results["metric"], () if harder else {NOTHING, LIST})
         )
     return found
 
