@@ -86,7 +86,7 @@ def function(answer, cases):
             result = answer(*arguments)
         except Exception as error:  # the reader's code: whatever it raises is their message
             return Check(False, f"Not yet, on {about}: {_call(arguments)} raised {type(error).__name__}: {error}.")
-        if result is None or result is ...:
+        if (result is None or result is ...) and arguments is cases[0][0]:  # the body is still ...
             return NOT_TRIED
         if not _same(result, expected):
             return Check(
