@@ -317,7 +317,7 @@ def test_tags_that_are_not_above_a_list_of_words_are_said(list_f1, said, scoring
         "word list": ahead | {"lead_low": 0.27 - list_f1 - 0.07, "lead_high": 0.27 - list_f1 + 0.07},
     }
     results = {"baselines": {"validation": one, "test": one}, "history": [], "metric": "f1"}
-    results |= dict.fromkeys(("predictions", "references"), {"validation": tags, "test": tags})
+    results["predictions"] = results["references"] = {"validation": tags, "test": tags}
     found = scoring["tokens"].warnings(results, parts, config(labels=["O", "B-P"]))
     assert (found == []) == (said is None)
     assert said is None or said in found[0]

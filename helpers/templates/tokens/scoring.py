@@ -92,8 +92,8 @@ def of_the_neighbours(results, rows):
         if all(one["lead"] > 0.1 and one["lead_low"] > 0 for one in leads):
             return [
                 f"The tags fit the word {side} theirs better than their own: a list of words scores "
-                f"{verdict.points(leads[0]['lead'])} points more on the validation rows when it looks there. Look "
-                "whether the tags of data.train are moved by a word."
+                f"{verdict.points(leads[0]['lead'], signed=False)} points more on the validation rows when it looks "
+                "there. Look whether the tags of data.train are moved by a word."
             ]
     return []
 
