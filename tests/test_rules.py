@@ -815,6 +815,7 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "08_break_it": 132,
     "01_classification": 82,
     "01b_named_entities": 27,
+    "01c_long_documents_and_labels": 58,
     "02_generation": 93,
     "02b_encoder_decoder": 45,
     "06_multi_adapter": 121,
