@@ -32,6 +32,7 @@ import math
 import re
 import string
 import tempfile
+import unicodedata
 import uuid
 from pathlib import Path
 
@@ -82,10 +83,8 @@ class Problems:
             numbers = ", ".join(map(str, rows)) + (f" and {more} more" if more else "")
             place = f", row{'s' if len(rows) > 1 else ''} {numbers}" if rows else ""
             lines.append(f"{where}{place}: {message}")
-        if len(lines) == 1:
-            raise DataError(lines[0])
         if lines:
-            raise DataError("\n  ".join([f"{name}: {len(lines)} problems", *lines]))
+            raise DataError("\n  ".join([f"{name}: {len(lines)} problems"] * (len(lines) > 1) + lines))
 
 
 # ---- Reading ---------------------------------------------------------------------------------------
@@ -190,10 +189,15 @@ def _open(path):
     return path.open(encoding=utf16 or "utf-8-sig", newline="")
 
 
+BINARY = {b"PK": "a zip or Excel file", b"\x1f\x8b": "a gzip file", b"PAR1": "a Parquet file"}
+
+
 def _not_utf8(path):
     """The error for a file that is not what `_open` takes it for: where the first wrong byte is, and how to convert."""
     cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text('cp1252'), "
     with path.open("rb") as file:
+        for kind in (kind for start, kind in BINARY.items() if file.peek(4).startswith(start)):
+            return DataError(f"{path.name}: is {kind}. Save it as CSV, or give it the ending of what it is.")
         for number, line in enumerate(file, 1):
             if b"\0" in line:
                 break
@@ -215,10 +219,11 @@ A_LIST = re.compile(rf"\s*\[\s*(?:(?:{LISTED})\s*(?:,\s*(?:{LISTED})\s*)*)?\]\s*
 
 
 def _read_table(path):
-    """A CSV or TSV file; or columns of words and tags, when the first line ends in a tag."""
+    """A CSV or TSV file; or columns of words and tags, when the first two lines end in a tag."""
     with _open(path) as file:
-        first = next((line for line in file if line.strip() and line[0] != "#"), "")
-    if first.startswith("-DOCSTART-") or re.search(rf"[ \t,](?:{TAG.pattern})\s*$", first):
+        first = list(itertools.islice((line for line in file if line.strip() and line[0] != "#"), 2))
+    tagged = [re.match("-DOCSTART-", line) or re.search(rf"[ \t](?:{TAG.pattern})\s*$", line) for line in first]
+    if tagged and all(tagged):
         return _read_conll(path)
     dialect, refused = _dialect(path), None
     for way in (PLAIN, ESCAPED, *([UNQUOTED] if dialect[1] == "\t" else [])):
@@ -360,7 +365,7 @@ def _parsed_lists(file, column, cells, start):
 
 # Words and tags in columns
 
-TAG = re.compile(r"O|[BIESULM]-\S+")
+TAG = re.compile(r"O|[BIESULMW]-\S+")
 
 
 def _read_conll(path):
@@ -394,9 +399,11 @@ def _is_comment(cells, width):
 
 def _sentence(lines):
     """The columns of a sentence; numbers of words, which some files begin with, are left out."""
+    words = [cells for cells in lines if not re.fullmatch(r"\d+[-.]\d+", cells[0])]  # of CoNLL-U, where two are in one
+    numbers = [[str(i + first) for i in range(len(words))] for first in (0, 1)] if words and len(lines[0]) > 2 else []
+    if [cells[0] for cells in words] in numbers:
+        lines = [cells[1:] for cells in words]
     columns = [list(column) for column in zip(*lines, strict=True)]
-    if len(columns) > 2 and columns[0] in ([str(i + first) for i in range(len(lines))] for first in (0, 1)):
-        columns = columns[1:]
     between = {f"column {number}": column for number, column in enumerate(columns[1:-1], 2)}
     return {"tokens": columns[0], **between, "tags": columns[-1]}
 
@@ -821,8 +828,8 @@ def _check_texts(problems, where, rows, column, cure="Fill it in"):
     start = 1
     for values in _arrays(rows, column):
         missing = np.asarray(values.is_null())
-        blank = pc.equal(pc.utf8_trim_whitespace(values.cast(pa.large_string())), "").fill_null(False)
-        for name, found in (("missing (null)", missing), ("empty", np.asarray(blank))):
+        seen = pc.match_substring_regex(values.cast(pa.large_string()), r"[^\s\pZ\pC]").fill_null(True)
+        for name, found in (("missing (null)", missing), ("empty", ~np.asarray(seen))):
             if found.any():
                 message = f'the text in column "{column}" is {name}. {cure}, or drop the row.'
                 problems.add(where, message, *(np.flatnonzero(found) + start))
@@ -841,7 +848,7 @@ def _check_sentences(problems, where, rows, tokens, tags):
 
 # The schemes of tags: each has B-X for the first word of an entity or I-X for one inside it; IOB1 has B-X only between
 # two entities of one kind; BIOES and BILOU have letters for the last word and for the only one too.
-ENDS, SINGLE, INSIDE = "EL", "SU", "IM"
+ENDS, SINGLE, INSIDE = "EL", "SUW", "IM"
 
 
 def _scheme(splits, tags, words):
@@ -959,8 +966,10 @@ def _classes(problems, splits, label, labels, tags=False):
     source = "" if names else f", the labels of {first}"
     names = names or _in_order(trained)
     keys = [_label_text(name) for name in names]
-    if trained and all(map(_is_number, trained)) and not any(map(_is_number, names)):
-        keys = [str(number) for number in range(len(names))]  # words for labels that the data has as 0, 1, 2
+    if twice := [name for name in names if keys.count(_label_text(name)) > 1] if labels is not None else []:
+        raise DataError(f"labels=[...] has {_short(twice[0])} twice. Take one out.")
+    if trained and all(map(_is_number, trained)) and not any(map(_is_number, names)):  # words for 0, 1, 2, or for 1, 5
+        keys = _in_order(trained) if len(trained) == len(names) else [str(number) for number in range(len(names))]
     for where, rows in splits.items():
         found = counts[where]
         if found and found.keys() <= HIDDEN and (where == first or not found.keys() & {*keys}) and not tags:
@@ -1002,22 +1011,29 @@ def _odd_labels(counts, label):
         slips["-1"] = 'label "-1" beside 0, 1, 2 marks rows that nobody labelled. Drop them, or pass labels=[...].'
     words = [value for value in counts if value is not None and re.search(r"\w", value)]
     for value in sorted((one for one in counts if one not in {None, *numbers}), key=lambda value: -counts[value]):
-        usual = spelled.setdefault(" ".join(value.casefold().split()), value)
+        usual = spelled.setdefault(_as_seen(value), value)
         if value in NO_VALUE or (len(words) > 1 and value not in words):
             cure = "Drop the row, or pass labels=[...] if it is a class"
             slips[value] = f"label {_short(value)} is how a missing label is written. {cure}."
         elif value.casefold() == label.casefold():
             slips[value] = f"label {_short(value)} is the name of its column: a header in the middle. Drop the row."
         elif usual != value:
-            what = f"label {_short(value)} differs from {_short(usual)} in case or spaces only"
+            what = f"label {_short(value)} differs from {_short(usual)} in case or unseen signs only"
             slips[value] = f"{what}. Write it one way."
     return slips
 
 
+def _as_seen(text):
+    """Equal for texts that differ in case, white space, the way an accent is written, or signs that nobody sees."""
+    import regex
+
+    return " ".join(regex.sub(r"[\p{Cf}\ufe0f]", "", unicodedata.normalize("NFC", text.casefold())).split())
+
+
 def _odd_tags(counts):
-    cure = "Use O, B-X and I-X, or pass labels=[...]."
-    odd = [tag for tag in counts if tag is not None and not TAG.fullmatch(tag)]
-    return {tag: f"tag {_short(tag)} is not a BIO tag. {cure}" for tag in odd}
+    odd = {tag: "Use O, B-X and I-X" for tag in counts if tag is not None and not TAG.fullmatch(tag)}
+    odd |= {tag: f"Write {letter}-{kind}" for tag in odd for kind, letter in re.findall(r"^(\S+)[-_]([BI])$", tag)}
+    return {tag: f"tag {_short(tag)} is not a BIO tag. {cure}, or pass labels=[...]." for tag, cure in odd.items()}
 
 
 def _in_order(values):
@@ -1071,7 +1087,7 @@ def split(dataset, *, validation=0.1, test=0.1, label="label", text="text", seed
     for number in np.unique(classes):
         members = random.permutation(np.flatnonzero(classes == number))
         if len(members) <= len(shares):
-            what = f"class {_short(feature.int2str(int(number)))}" if _class_names(feature) else "the data set"
+            what = f"class {_short(feature.names[number])}" if isinstance(feature, ClassLabel) else "the data set"
             texts = f"{len(members)} different text{'' if len(members) == 1 else 's'}"
             needs = f"{len(shares) + 1} splits need one each. Add rows, merge it with another class, or drop it."
             problems.add(_file_name(dataset), f"{what} has {texts}, and {needs}")
@@ -1172,9 +1188,8 @@ def class_balance(dataset, *, label="label"):
     for where, rows in _splits(dataset, needs=[label]).items():
         counts = _label_counts(rows, label)
         if len(counts) > MOST_CLASSES:
-            raise DataError(
-                f'{where}: column "{label}" has more than {MOST_CLASSES:,} different values. Is it the label?'
-            )
+            what = f'column "{label}" has more than {MOST_CLASSES:,} different values'
+            raise DataError(f"{where}: {what}. Is it the label?")
         names = _class_names(rows.features[label]) or _in_order(counts.keys() - {None})
         for name in [*names, *({None} & counts.keys())]:
             share = round(counts[name] / counts.total(), 3)
@@ -1205,8 +1220,9 @@ def label_maps(dataset, *, label="label"):
 
 CHATS = ("messages", "conversations", "conversation")
 PAIRS = (  # columns that data sets have: a line of the prompt each, and the answer last
-    ("instruction", "input", "output"),
+    *(("instruction", more, said) for more in ("input", "context") for said in ("output", "response")),
     ("instruction", "output"),
+    ("instruction", "response"),
     ("context", "question", "answers"),
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -1279,21 +1295,24 @@ def _check_pairs(problems, where, rows, prompt, answer):
     """Notes what is wrong with the texts of a prompt (or source) and an answer (or target)."""
     fields = _fields(prompt)
     if answer in fields:
-        cure = f"Take it out of {_short(prompt)}."
-        problems.add(where, f'column "{answer}" is the answer, and in the prompt too. {cure}')
+        problems.add(where, f'column "{answer}" is the answer, and in the prompt too. Take it out of {_short(prompt)}.')
         return
+    may_be_empty = () if isinstance(prompt, str) or prompt[0] != "instruction" else prompt[1:]
     for column in [*fields, answer]:
-        if _fits(problems, where, rows, column, TEXT, "text") and (column != "input" or isinstance(prompt, str)):
+        if _fits(problems, where, rows, column, TEXT, "text") and column not in may_be_empty:
             unanswered = "This question has no answer: fill in one that says so"
             _check_texts(problems, where, rows, column, unanswered if column == "answers" else "Fill it in")
 
 
 def _check_more(problems, where, rows):
     """Notes columns that belong to a conversation and are not of a kind that is read."""
-    for column in ("history", "system"):
-        kind = r"null|list of list of .*" if column == "history" else TEXT
+    for column, kind in {"history": f"null|list of (null|{WORDS})", "system": TEXT}.items():
         if column in rows.column_names and not re.fullmatch(kind, _kind(rows.features[column])):
             problems.add(where, f'column "{column}" holds {_kind(rows.features[column])}. Rename or correct it.')
+        elif column in rows.column_names and column == "history":
+            for row, (talk,) in _numbered(rows, column):
+                if any(len(turn or ()) != 2 or not all((said or "").strip() for said in turn) for turn in talk or ()):
+                    problems.add(where, "history holds more than pairs of a question and an answer. Correct it.", row)
 
 
 def _with_text_answers(rows, answer):
@@ -1375,8 +1394,7 @@ def _conversation(row, chat, system):
         tools = " and answers of tools after the calls of the assistant" if {*order} & {*"ct"} else ""
         raise ValueError(
             "user and assistant do not take turns, the user first and an assistant's answer last, at most with a "
-            f"system message in front{tools}. Join messages of one role that follow each other, add the answer, or "
-            "drop the row"
+            f"system message in front{tools}. Join messages of one role, add the answer, or drop the row"
         )
     return ([{"role": "system", "content": system}] if system else []) + messages, _decoded(row.get("tools"))
 
@@ -1386,7 +1404,8 @@ def _message(message):
     if message is None:
         raise ValueError("a message is null. Drop the row")
     message = {WRITTEN.get(key, key): value for key, value in message.items() if value is not None}
-    role = SPEAKERS.get(message.get("role"), message.get("role"))
+    role = str(message.get("role")).lower()
+    role = SPEAKERS.get(role, role)
     content = message.get("content")
     if role == "function_call":  # ShareGPT writes a call as JSON
         role, content, message["function_call"] = "assistant", None, _decoded(content)
@@ -1394,10 +1413,8 @@ def _message(message):
         raise ValueError(
             f"role {_short(role)} is not one of {_names(ROLES)}{_closest(str(role), ROLES, 'closest')}. Rename it"
         )
-    if message.get("weight", 1) == 0:
-        raise ValueError(
-            "weight 0 takes an answer out of the loss, which is not done here. End the conversation before it"
-        )
+    if message.get("weight", 1) == 0 or False in (message.get("train"), message.get("training")):
+        raise ValueError("weight 0 takes an answer out of the loss: not done here. End the conversation before it")
     if isinstance(content, list):
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part or {} for part in content]
         if odd := [part.get("type") for part in parts if not isinstance(part.get("text"), str)]:
@@ -1418,8 +1435,7 @@ def _message(message):
     kept = {"role": role, "content": content, "tool_calls": calls}
     if role == "tool" or calls:
         kept |= {name: message[name] for name in ("tool_call_id", "name") if name in message}
-    if message.get("reasoning_content"):
-        kept["reasoning_content"] = message["reasoning_content"]
+    kept |= {name: message[name] for name in ("reasoning_content", "thinking") if message.get(name)}
     return {name: value for name, value in kept.items() if name != "tool_calls" or value}
 
 
@@ -1579,9 +1595,8 @@ def _check_columns(problems, where, rows, columns):
     missing = [column for column in columns if column not in rows.column_names]
     for column in missing:
         has = _names(rows.column_names) + _closest(column, rows.column_names, "closest")
-        problems.add(
-            where, f'has no column "{column}", it has {has}. Rename a column to it, or pass the name of yours.'
-        )
+        what = f'has no column "{column}", it has {has}'
+        problems.add(where, f"{what}. Rename a column to it, or pass the name of yours.")
     if columns and rows.num_rows == 0:
         problems.add(where, "has no rows. Add some, or leave this split out.")
     return not missing and rows.num_rows > 0
@@ -1640,10 +1655,9 @@ def _label_counts(rows, label, most=MOST_CLASSES):
 def _hashes(rows, columns, nearly=False):
     """One 64-bit hash for the text of each row, 0 where there is none."""
     for column in columns:
-        if not re.fullmatch(f"{TEXT}|{WORDS}", _kind(rows.features[column])):
-            kind = _kind(rows.features[column])
-            where = _file_name(rows)
-            raise DataError(f'{where}: column "{column}" holds {kind}, not text. Pass the name of the right column.')
+        if not re.fullmatch(f"{TEXT}|{WORDS}", kind := _kind(rows.features[column])):
+            what = f'{_file_name(rows)}: column "{column}" holds {kind}, not text'
+            raise DataError(f"{what}. Pass the name of the right column.")
     hashes = [np.array([], dtype=np.uint64)]
     for texts in zip(*(_arrays(rows, column) for column in columns), strict=True):
         plain = [_joined(values) for values in texts]

@@ -302,9 +302,9 @@ def _checked(task, rows, columns, labels):
         return splits, list(labels), [f"Labels: {pairs}."]
     numbers = {number for part in splits.values() for number in part.to_pandas()[label].explode()}
     seen = [name for number, name in enumerate(names) if number in numbers]
-    if unseen := [name for name in names if name not in seen]:
+    if (unseen := [name for name in names if name not in seen]) and task == "classification":
         raise ValueError(f"no row has the label {', '.join(unseen)}; the data have {', '.join(seen)}.")
-    return splits, names, []
+    return splits, names, [f"Tags that no row has, so none is learnt: {', '.join(unseen)}."] if unseen else []
 
 
 def _splits(rows, change):
@@ -335,22 +335,18 @@ def _are_words(labels, rows, column):
     rows = _first(rows)
     if not labels or column not in rows.column_names:
         return False
-    numbers = {str(value) for value in rows[column]}
-    return (
-        len(numbers) == len(labels)
-        and all(number.isdecimal() for number in numbers)
-        and not any(str(label).isdecimal() for label in labels)
-    )
+    found = [{str(value).isdecimal() for value in values} for values in (rows[column], labels)]
+    return found == [{True}, {False}] and len({*rows[column]}) == len(labels)
 
 
 def _refuse_tools(rows):
     """Raises for conversations that call tools, which the project's train.py does not write."""
     problems, cure = tables.Problems(), "text.tokenize_chat does where the chat template can. Leave these rows out"
     for name, part in rows.items() if isinstance(rows, dict) else [(getattr(rows, "file_name", "the data"), rows)]:
-        if part.features["messages"] != tables.MESSAGES["messages"]:
-            talks = enumerate(part["messages"], 1)
-            found = [row for row, talk in talks if any("tool_calls" in one for one in talk)]
-            problems.add(name, f"calls tools, which a project's train.py does not write; {cure}.", *found)
+        for number, row in enumerate(part if part.features != tables.MESSAGES else (), 1):
+            if row.get("tools") or any("tool_calls" in message for message in row["messages"]):
+                what = "calls tools, or is told of some, which a project's train.py does not write"
+                problems.add(name, f"{what}; {cure}.", number)
     problems.raise_all()
 
 
@@ -446,7 +442,12 @@ def _try(folder, train, source, method, text, fixed, settings):
         if len(examples) < len(rows):
             left_out.append(f"Longer than max_length, and left out of {part} by train.py: {len(rows) - len(examples)}.")
         longest = longest or max(examples["length"])
-    return config, _memory(train, config, longest), left_out
+    memory = _memory(train, config, longest)
+    if memory.settings["optim"] != config["training"]["optim"]:
+        left_out.append(
+            f"The memory of {config['training']['optim']} is not known: below it is that of adamw_torch_fused."
+        )
+    return config, memory, left_out
 
 
 def _recommended(config, train, source, method, rows):

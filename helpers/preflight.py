@@ -14,6 +14,7 @@ import multiprocessing
 import pickle
 import random
 import re
+import sys
 import warnings
 from collections import Counter, namedtuple
 from dataclasses import dataclass, field
@@ -248,15 +249,11 @@ def _settings(facts):
     epochs = steps / facts.steps_per_epoch
     if epochs > 5 and not facts.evaluates:
         yield (
-            f"warning, overfitting: {epochs:.0f} passes over {len(facts.dataset)} rows, and without evaluation you "
-            'would not see it learn them by heart. Pass eval_dataset=, eval_strategy="epoch" and '
-            "load_best_model_at_end=True."
+            f"warning, overfitting: {epochs:.0f} passes over {len(facts.dataset)} rows, and you would not see it learn "
+            'them by heart. Pass eval_dataset=, eval_strategy="epoch" and load_best_model_at_end=True.'
         )
     if args.label_smoothing_factor and not facts.writes and facts.config.num_labels == 1:
-        yield (
-            "error, smoothing: label_smoothing_factor is for classes; with the one output of this model the loss is "
-            "always 0. Leave it out."
-        )
+        yield "error, smoothing: label_smoothing_factor is for classes; with one output the loss is always 0. Unset it."
     half = [(name, str(p.dtype).removeprefix("torch.")) for name, p in facts.trained.items() if p.dtype.itemsize < 4]
     cure = "Load the model with dtype=torch.float32."
     if facts.base is not facts.model:
@@ -276,9 +273,12 @@ def _settings(facts):
     if args.dataloader_num_workers and (start or multiprocessing.get_all_start_methods()[0]) != "fork":
         with _kept() as errors:
             pickle.dumps(facts.data_collator)
-        for error in errors:
+        own = {"__main__"} & {getattr(one, "__module__", None) for one in (facts.data_collator, facts.dataset)}
+        if own and not hasattr(sys.modules["__main__"], "__file__"):
+            errors.append("a worker has nothing that a notebook defines")
+        for error in errors[:1]:
             yield (
-                f"error, workers: the collator cannot be sent to a worker ({error}). Define it with def in a file "
+                f"error, workers: the collator or data set cannot be sent to a worker ({error}). Define it in a file "
                 "that you import, or set dataloader_num_workers=0."
             )
 
@@ -292,8 +292,7 @@ def _best(facts):
     evaluations *= args.eval_strategy != "no"  # by steps there is one more at the end
     if args.eval_strategy != "no" and not facts.eval_sets:
         yield (
-            f'error, evaluation: eval_strategy="{args.eval_strategy}" and no rows for it, which the Trainer refuses. '
-            "Pass eval_dataset=."
+            f'error, evaluation: eval_strategy="{args.eval_strategy}", and the Trainer has no rows. Pass eval_dataset=.'
         )
     elif args.load_best_model_at_end and evaluations < 2:
         yield (
@@ -347,8 +346,7 @@ def _resume(facts):
         )
     elif not (start / "optimizer.pt").exists():
         yield (
-            f"warning, resume: {start.name} has no optimizer.pt (save_only_model=True?): AdamW's moments and the "
-            "schedule of the rate begin anew."
+            f"warning, resume: {start.name} has no optimizer.pt (save_only_model=True?): AdamW and the rate begin anew."
         )
 
 
@@ -371,6 +369,8 @@ def _memory(facts):
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None, eval_batch=rows,
     )  # fmt: skip
+    if args.optim not in memory.OPTIMIZERS:
+        yield f"warning, optimizer: the memory of {args.optim.value} is not known, and taken for adamw_torch's."
     evaluation = predicted.phase == "evaluation"
     fit = memory.fits(predicted, facts.device, suggest=not evaluation)
     if fit.answer != "yes":
@@ -466,8 +466,7 @@ def _leak(facts):
             (row, training_row), level = leaks[0], "error" if len(leaks) > len(held_out) / 100 else "warning"
             yield (
                 f"{level}, leak: {len(leaks)} of {len(held_out)} evaluation rows{' of ' * bool(name)}{name} are "
-                f"trained on too (row {row} is training row {training_row}). Take them out of the training rows: "
-                "data.without_overlaps."
+                f"trained on too (row {row} is training row {training_row}). Take them out: data.without_overlaps."
             )
 
 
@@ -490,8 +489,7 @@ def _metric(facts):
         return
     import torch
 
-    frequent, count = Counter(labels).most_common(1)[0]
-    least = 0
+    (frequent, count), least = Counter(labels).most_common(1)[0], 0
     with _kept():  # what it raises is said after the trial
         scores = _score(facts, torch.eye(facts.config.num_labels)[[frequent] * len(labels)], torch.tensor(labels))
         least = min(scores.values(), default=0)

@@ -434,10 +434,8 @@ def _tokenized(dataset, columns, encode, limit, too_long):
     if too_long not in ("error", "drop"):
         raise data.DataError(f'too_long={too_long!r} is not known. Pass "error" or "drop".')
     problems, splits = data.Problems(), data._splits(dataset)
-    results = {
-        where: _tokenized_split(problems, where, rows, columns, encode, limit, too_long)
-        for where, rows in splits.items()
-    }
+    given = (columns, encode, limit, too_long)
+    results = {where: _tokenized_split(problems, where, rows, *given) for where, rows in splits.items()}
     problems.raise_all(", ".join(results))
     return DatasetDict({name: results[name] for name in dataset}) if isinstance(dataset, dict) else results.popitem()[1]
 
@@ -463,13 +461,10 @@ def _tokenized_split(problems, where, rows, columns, encode, limit, too_long):
     if long and (too_long == "error" or not any(short)):
         counts = ", ".join(map(str, list(long.values())[: data.SHOWN])) + (", ..." if len(long) > data.SHOWN else "")
         cure = ', or drop the rows with too_long="drop"' if too_long == "error" else ": no row would be left"
-        for row in long:
-            problems.add(
-                where,
-                f"{counts} tokens, where {limit} are allowed, so the end would be cut off. Raise max_length (as far as "
-                f"the model takes it) or shorten the texts{cure}.",
-                row,
-            )
+        what = f"{counts} tokens, where {limit} are allowed, so the end would be cut off"
+        problems.add(
+            where, f"{what}. Raise max_length (as far as the model takes it) or shorten the texts{cure}.", *long
+        )
     return examples.select(np.flatnonzero(short)) if long else examples
 
 
@@ -493,9 +488,7 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
     Taught in notebooks/more/02b_encoder_decoder.ipynb, "A source and a target".
     """
     if tokenizer.eos_token_id is None:
-        raise data.DataError(
-            "this tokenizer has no end token: the model could not learn to stop. Set tokenizer.eos_token."
-        )
+        raise data.DataError("this tokenizer has no end token, so the model never stops. Set tokenizer.eos_token.")
     splits, problems = data._splits(dataset), data.Problems()
     for where, rows in splits.items():
         data._check_pairs(problems, where, rows, source, target)

@@ -1,6 +1,7 @@
 """What the answers are worth: scores, simple baselines on the same rows, and what looks wrong with them."""
 
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -10,8 +11,11 @@ import report
 import verdict
 
 UNTRAINED, FREQUENT, COPY = "untrained model", "the most frequent answer", "the input, copied"
-# Words, signs, and each letter by itself where words are not set apart (Chinese, Japanese, Thai).
-WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+|[^\w\s]")
+# Words, signs, and each letter by itself where words are not set apart (Chinese, Japanese, Thai). A letter keeps its
+# marks, such as accents and the vowels of Hindi.
+MARKS = "".join(chr(i) for i in range(0x300, 0x2000) if unicodedata.category(chr(i))[0] == "M") + "\u200c\u200d"
+ALONE = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{ALONE}][{MARKS}]*|(?:(?![{ALONE}])(?:[^\W_]|[{MARKS}]))+|[^\w\s]")
 
 
 # ---- Scores ---------------------------------------------------------------------------------------------------------
@@ -22,7 +26,7 @@ class Words:
 
     @staticmethod
     def tokenize(text):
-        return WORD.findall(text.lower())
+        return WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def main_metric(config):

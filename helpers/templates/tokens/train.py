@@ -153,6 +153,8 @@ def read_config(path="config.yaml"):
             raise ConfigError(f"{section}: {name} is missing.")
     if config.get("quantization") and "peft" not in config:
         raise ConfigError("quantization: a quantised model trains with an adapter only. Add a section peft.")
+    if odd := [tag for tag in config["data"]["labels"] if not re.fullmatch(r"O|[BI]-.+", str(tag))]:
+        raise ConfigError(f"data: labels has {odd[0]}, and entities are scored by the tags O, B-X and I-X only.")
     return config
 
 
