@@ -1262,6 +1262,9 @@ class _Recorder(_Answers):
         if function is self.gemm_4bit:
             with self:  # this operator hides a temporary as large as the weight
                 return _gemm_4bit(*args, **(kwargs or {}))
+        if function is torch.ops.aten._softmax_backward_data.default and self.ledger.allocator:
+            with self:  # CUDA's (ATen's SoftMax.cu) makes this product first
+                product = args[0] * args[1]  # noqa: F841
         out = super().__torch_dispatch__(function, types, args, kwargs)
         if self.ledger.timeline[-1]["phase"] == "step":
             part = "temporaries"

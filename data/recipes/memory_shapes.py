@@ -45,6 +45,12 @@ SHAPES = {  # name on the Hub: configuration class, the sizes in the order of LL
     "google/gemma-2-2b": ("Gemma2", 256000, 2304, 9216, 26, 8, 4, 256, True),
     "google/gemma-2-9b": ("Gemma2", 256000, 3584, 14336, 42, 16, 8, 256, True),
     "microsoft/phi-4": ("Phi3", 100352, 5120, 17920, 40, 40, 10, 128, False),
+    "meta-llama/Llama-2-7b-hf": ("Llama", 32000, 4096, 11008, 32, 32, 32, 128, False),
+    "meta-llama/Llama-2-13b-hf": ("Llama", 32000, 5120, 13824, 40, 40, 40, 128, False),
+    "Qwen/Qwen-1_8B-Chat": ("Qwen2", 151936, 2048, 5504, 24, 16, 16, 128, False),  # Qwen 1, as the nearest class
+    "Qwen/Qwen-7B-Chat": ("Qwen2", 151936, 4096, 11008, 32, 32, 32, 128, False),
+    "Qwen/Qwen-14B-Chat": ("Qwen2", 152064, 5120, 13696, 40, 40, 40, 128, False),
+    "microsoft/phi-1_5": ("Phi", 51200, 2048, 8192, 24, 32, 32, 64, False),
     "ibm/PowerLM-3b": ("Granite", 49152, 2304, 9216, 40, 36, 36, 64, True),
 }
 RENAMED = {"Mistral-7B-Instruct-v0.3": "Mistral-7B-v0.3"}
@@ -80,7 +86,9 @@ RECIPES = {  # what is set, beside USUAL
     "QLoRA, adapters bf16, paged 8-bit AdamW": QLORA
     | dict(prepare_kbit=False, adapter_dtype="bfloat16", optim="paged_adamw_8bit"),
 }
+OLD = ("meta-llama/Llama-2-", "microsoft/phi-1_5")  # only in the published comparison
 NAMES = [name for name in SHAPES if name.split("/")[0] in ("meta-llama", "google", "microsoft")]
+NAMES = [name for name in NAMES if not name.startswith(OLD)]
 NAMES += [name for name in SHAPES if "Qwen3" in name] + ["mistralai/Mistral-7B-v0.3"]
 
 

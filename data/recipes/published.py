@@ -6,9 +6,12 @@ python data/recipes/published.py --again           # all of them again (about si
 
 The sources with their figures, settings and addresses are data/results/published/*.json: figures and facts only. No
 factor is fitted. One setting is inferred: the longest batch of PEFT's comparison, which is not published, is taken as
-the length at which the run LENGTH_FROM comes out right, and that run is not scored.
+the length at which the run LENGTH_FROM comes out right, and that run is not scored. What an older library does
+otherwise is done here as it did it (`shifted`, `cast_back`). `process` is the memory of the process: what the allocator
+reserved and `memory.OUTSIDE_GIB` beside it.
 """
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -16,13 +19,15 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import memory_shapes
 import peft
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, BitsAndBytesConfig
+from transformers import AttentionInterface, AttentionMaskInterface, BertConfig, BitsAndBytesConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.loss import loss_utils
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from helpers import env, memory
 
@@ -75,6 +80,63 @@ def of_fitcheck(run):
     )  # fmt: skip
 
 
+def shifted(logits, labels, vocab_size, **more):
+    """The loss of transformers 4.46 to 4.48: logits in fp32, and shifted, a second copy; later the labels are."""
+    logits = logits.float()[..., :-1, :].contiguous().view(-1, vocab_size)
+    return torch.nn.functional.cross_entropy(logits, labels[..., 1:].contiguous().view(-1))
+
+
+def cast_back(network, **more):
+    """What TRL 0.13 does after peft's upcast when it trains in bf16: all but the norms is bf16 again."""
+    network = peft.prepare_model_for_kbit_training(network, **more)
+    for name, parameter in network.named_parameters():
+        if parameter.dtype == torch.float32 and ("lm_head" in name or "embed_tokens" in name):
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return network
+
+
+class KeepsInput(torch.autograd.Function):
+    """The softmax of torch up to 1.10, whose backward pass keeps the input beside the output."""
+
+    @staticmethod
+    def forward(context, scores):
+        weights = torch.nn.functional.softmax(scores, dim=-1)
+        context.save_for_backward(scores, weights)
+        return weights
+
+    @staticmethod
+    def backward(context, gradient):
+        scores, weights = context.saved_tensors
+        return torch.ops.aten._softmax_backward_data(gradient, weights, -1, scores.dtype)
+
+
+def of_2022(module, query, key, value, attention_mask, scaling, dropout=0.0, **more):
+    """Eager attention of early 2022: always a mask in fp32, which makes the scores fp32, and the softmax of then."""
+    scores = query @ key.transpose(2, 3) * scaling
+    scores = scores + scores.new_zeros((len(query), 1, 1, key.shape[2]), dtype=torch.float32)
+    weights = torch.nn.functional.dropout(KeepsInput.apply(scores), dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register("of_2022", of_2022)
+AttentionMaskInterface.register("of_2022", eager_mask)
+
+
+@contextlib.contextmanager
+def of_then(loss=None, prepare=None, embeddings_8bit=False):
+    """An older loss, another way to prepare a 4-bit model, 8-bit states of embeddings too, in the place of today's."""
+    usual, nothing = memory.OPTIMIZER_MAKERS["adamw_8bit"], torch.nn.Module()
+    with contextlib.ExitStack() as open:
+        if loss:
+            open.enter_context(mock.patch.dict(loss_utils.LOSS_MAPPING, ForCausalLM=loss))
+        if prepare:
+            open.enter_context(mock.patch.object(memory, "prepare_model_for_kbit_training", prepare))
+        if embeddings_8bit:
+            makers = dict(adamw_8bit=lambda parameters, network, cuda: usual(parameters, nothing, cuda))
+            open.enter_context(mock.patch.dict(memory.OPTIMIZER_MAKERS, makers))
+        yield
+
+
 def of_fms(run):
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0.1, target_modules=ATTENTION)
     quantised = run["method"] == "qlora"
@@ -83,20 +145,77 @@ def of_fms(run):
         peft=None if run["method"] == "full" else lora, optim="adamw_torch", activation_checkpointing=True,
         quantization_config=nf4(torch.bfloat16, double=True) if quantised else None, prepare_kbit=run["prepared"],
         autocast="bfloat16" if run["autocast"] else None, padding=False,
+        then=dict(loss=None if "granite" in run["file"] else shifted, prepare=cast_back),
     )  # fmt: skip
+
+
+BERT_LARGE = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+
+
+def of_docs(run):
+    names = {"adamw_hf": "adamw_torch_fused", "adafactor": "adafactor", "adam_8bit": "adamw_8bit"}
+    return dict(  # gradients are kept as zeros: as between the batches of one step
+        model=BERT_LARGE, batch=run["batch"], length=512, gradient_accumulation_steps=max(2, run["accumulation"]),
+        activation_checkpointing=run["checkpointing"], autocast="float16" if run["fp16"] else None, padding=False,
+        optim=names[run["optim"]], attn_implementation="of_2022",
+        then=dict(embeddings_8bit=run["optim"] == "adam_8bit"),
+    )  # fmt: skip
+
+
+def causal(run, lora, **settings):
+    """What the rest of the sources share: bf16, no padding, LoRA or all weights."""
+    chosen = None if run["method"] == "full" else peft.LoraConfig(task_type="CAUSAL_LM", **lora)
+    quantised = nf4(torch.bfloat16, double=True) if run["method"] == "qlora" else None
+    usual = dict(batch=run["batch"], length=run["length"], dtype="bfloat16", padding=False, optim="adamw_torch")
+    usual |= dict(model=memory_shapes.shape(run["model"]), peft=chosen, quantization_config=quantised)
+    return usual | dict(prepare_kbit=False) | settings
+
+
+def of_qwen(run):
+    lora = dict(r=64, lora_alpha=16, lora_dropout=0.05, target_modules="all-linear")
+    return causal(run, lora, autocast="bfloat16", activation_checkpointing=True, adapter_dtype="bfloat16")
+
+
+def of_swift(run):
+    lora = dict(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=ATTENTION[:3])
+    return causal(run, lora, autocast="bfloat16", activation_checkpointing=True)
+
+
+def of_litgpt(run):
+    lora = dict(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
+    optim = "paged_adamw_32bit" if run["method"] == "qlora" else "adamw_torch"
+    return causal(run, lora, adapter_dtype="bfloat16", optim=optim)
+
+
+def of_fsdp_qlora(run):
+    targets = [*ATTENTION[:3], "gate_proj", "up_proj", "down_proj"]
+    lora = dict(r=64, lora_alpha=16, lora_dropout=0.1, target_modules=targets)
+    return causal(run, lora, adapter_dtype="bfloat16", activation_checkpointing=True)
+
+
+def of_galore(run):
+    return causal(run, {}, optim=run["optim"], activation_checkpointing=True)
 
 
 SOURCES = {  # file: the settings of a run as arguments of predict
     "peft_method_comparison": of_peft,
     "fitcheck_t4": of_fitcheck,
     "fms_acceleration_a100": of_fms,
+    "transformers_docs_v100": of_docs,
+    "qwen_readme_a100": of_qwen,
+    "ms_swift_a100": of_swift,
+    "litgpt_a100": of_litgpt,
+    "fsdp_qlora_3090": of_fsdp_qlora,
+    "galore_issue": of_galore,
 }
+FIGURES = ("allocated", "reserved", "process")
 
 
 def published(run):
-    """The figures of a run in GiB: what was allocated and what was reserved, as far as they are known."""
-    reserved = run.get("reserved_gib") or run.get("reserved_bytes", 0) / memory.GIB
-    return {key: value for key, value in (("allocated", run.get("allocated_gib")), ("reserved", reserved)) if value}
+    """The figures of a run in GiB: what was allocated, what was reserved, what the process took, as far as known."""
+    found = {figure: run.get(f"{figure}_gib") for figure in FIGURES}
+    found["reserved"] = found["reserved"] or run.get("reserved_bytes", 0) / memory.GIB
+    return {figure: value for figure, value in found.items() if value}
 
 
 def compared(source, run):
@@ -105,16 +224,21 @@ def compared(source, run):
     if "left_out" in run:
         return row | dict(left_out=run["left_out"])
     try:
-        found = memory.predict(**SOURCES[source](run))
+        settings = SOURCES[source](run)
+        with of_then(**settings.pop("then", {})):
+            found = memory.predict(**settings)
     except ValueError as error:
         return row | dict(refused=str(error))
     row |= dict(phase=found.phase, trainable=found.trainable, cpu_s=round(time.process_time() - started, 1))
+    guesses = dict(allocated=found.peak_gib, reserved=found.reserved_gib)
+    guesses["process"] = found.reserved_gib + memory.OUTSIDE_GIB
     for name, value in published(run).items():
-        guess = found.reserved_gib if name == "reserved" else found.peak_gib
+        guess = guesses[name]
         row |= {name: round(value, 3), f"{name}_predicted": round(guess, 3)}
         row |= {f"{name}_error_percent": round(100 * (guess / value - 1), 2)}
     if run["id"] == LENGTH_FROM:
         row["not_scored"] = "the length of all runs is inferred from this one"
+    row |= {key: run[key] for key in ("cause", "at_first_percent") if key in run}
     return row
 
 
@@ -128,7 +252,7 @@ def summary(rows):
     """By source and figure: runs, median and 95th percentile of the error's size, and how many are within 2.5 %."""
     found = {}
     for source in SOURCES:
-        for figure in ("allocated", "reserved"):
+        for figure in FIGURES:
             key = f"{figure}_error_percent"
             errors = [row[key] for row in rows if row["source"] == source and key in row and "not_scored" not in row]
             if errors:
