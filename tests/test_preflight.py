@@ -559,7 +559,7 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
     "no rows to evaluate": (
         lambda f: of_classifier(f, eval_strategy="epoch", eval_dataset=None),
         "evaluation",
-        "no rows for it",
+        "the Trainer has no rows",
     ),
     "compute_metrics raises": (
         lambda f: of_classifier(f, eval_strategy="epoch", compute_metrics=lambda e: {"x": e.predictions[9999]}),
@@ -637,6 +637,11 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
         "another is written over it",
     ),
     "starts over": (checkpoints, "resume", "starts over at step 0"),
+    "an optimizer that memory does not know": (
+        lambda f: of_classifier(f, optim="lion_8bit", device=64),
+        "optimizer",
+        "the memory of lion_8bit is not known",
+    ),
     "resumed when finished": (
         lambda f: checkpoints(f, num_train_epochs=2, resume_from_checkpoint=True),
         "resume",
