@@ -324,7 +324,7 @@ def templated(messages, tokenizer, **options):
 
 DOES_NOT_SHOW = "data: the chat template does not show where an answer begins and ends: set another chat_template."
 REWRITES = (
-    "data: the chat template writes an answer in another way once others follow, so not all answers of a row can count. "
+    "data: the chat template writes an answer in another way once others follow, so not all of a row can count. "
     "Set data.answers: last, and only the last one does; or make each answer the end of a row of its own."
 )
 
