@@ -308,7 +308,7 @@ BAD_TABLES = {
     "spelling": (
         {"text": list("abcd"), "label": ["Spam", "spam", "ham", "spam"]},
         {},
-        ['row 1: label "Spam" differs from "spam" in case or spaces only'],
+        ['row 1: label "Spam" differs from "spam" in case or unseen signs only'],
     ),
     "number too high": (
         {"text": ["a", "b", "c"], "label": [0, 1, 2]},

@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import ClassLabel, Dataset, Json, List
 
-from helpers import data, new
+from helpers import data
 
 HEAD, BODY = "text,label\n", "a good,pos\nb bad,neg\n"
 
@@ -419,29 +419,3 @@ def test_arrow_tables_that_may_have_filled_in_arguments_are_refused():
     ]
     refused(lambda: data.to_messages(Dataset.from_list(rows)), "rows 1, 2: the arguments of a tool call hold null")
     assert data.to_messages(Dataset.from_list(rows[1:]))["messages"][0][1]["tool_calls"] == [OTHER]
-
-
-# ---- The take-home projects read the same ----------------------------------------------------------
-
-
-def test_a_project_is_made_of_such_files(tmp_path, capsys):
-    talks = [
-        {"conversations": [{"from": "human", "value": f"Question {i}?"}, {"from": "gpt", "value": "Yes."}]}
-        for i in range(30)
-    ]
-    (tmp_path / "chat.json").write_text(json.dumps(talks))
-    new.project("generation", tmp_path / "chat", data=tmp_path / "chat.json")
-    words = "".join(f"Ada{i} B-PER\nKing{i} E-PER\nslept O\n\n" for i in range(30)) + "Rome S-LOC\n\n" * 3
-    (tmp_path / "words.conll").write_text(words + "Paris S-LOC\n\nOslo S-LOC\n\nBonn S-LOC\n")
-    new.project("tokens", tmp_path / "words", data=tmp_path / "words.conll")
-    table = "sep=;\r\ntext;label\r\n" + "".join(f"text {i}, more;{'pos' if i % 2 else 'neg'}\r\n" for i in range(30))
-    (tmp_path / "table.csv").write_text(table)
-    new.project("classification", tmp_path / "table", data=tmp_path / "table.csv")
-    kept = [json.loads(line) for line in (tmp_path / "words" / "data" / "train.jsonl").read_text().splitlines()]
-    assert {tag for row in kept for tag in row["tags"]} <= {"O", "B-PER", "I-PER", "B-LOC"}
-    chat = [json.loads(line) for line in (tmp_path / "chat" / "data" / "train.jsonl").read_text().splitlines()]
-    assert chat[0]["messages"][1] == {"role": "assistant", "content": "Yes."}
-    (tmp_path / "tools.jsonl").write_text(lines({"messages": talk("x", "y")}, {"messages": CALLED}))
-    with pytest.raises(ValueError, match=r"tools.jsonl, row 2: calls tools"):
-        new.project("generation", tmp_path / "tools", data=tmp_path / "tools.jsonl")
-    assert not (tmp_path / "tools").exists()

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -20,7 +21,7 @@ import yaml
 from datasets import Dataset
 from new_projects import QUICK, environment, load, small_file
 
-from helpers import env, new, record
+from helpers import env, new, record, text
 from notebooks import NOTEBOOKS, tagged
 
 README = (env.REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -701,6 +702,27 @@ def test_the_losses_are_those_of_the_notebook(notebook, model, options, settings
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
+def test_a_template_that_rewrites_earlier_answers_says_so_or_trains_the_last_one(kinds):
+    train = kinds("decoder")
+    config = train.read_config()
+    tokenizer = copy.deepcopy(train.load_tokenizer(config))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if loop.last and m.role == 'assistant' %}Hm. {% endif %}"
+        "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    talk = [{"role": role, "content": f"{n} is it."} for n in "abc" for role in ("user", "assistant")]
+    rows = Dataset.from_dict({"messages": [talk[:2], talk]})
+    with pytest.raises(train.ConfigError, match=r"Set data.answers: last.* It is so in 1 rows: 2\."):
+        train.encode(rows, tokenizer, config)
+    examples = train.encode(rows, tokenizer, config | {"data": config["data"] | {"answers": "last"}})
+    assert examples["labels"][:] == text.tokenize_chat(rows, tokenizer, answers="last")["labels"][:]
+
+
+def test_the_memory_of_an_optimizer_that_is_not_known_is_said():
+    folder = new.project("classification", "new", **MINE, settings={"training.optim": "lion_8bit"})
+    assert "The memory of lion_8bit is not known: below it is that of" in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
 def test_the_examples_are_those_of_helpers_text(kind, kinds):
     from helpers import data, text
@@ -870,6 +892,9 @@ def test_a_finished_run_says_so_and_other_settings_do_not_go_on_with_it(kinds):
     train.begin(config, arguments)
     with pytest.raises(train.ConfigError, match=r"runs/main was begun with other settings \(training.seed\)"):
         train.begin(other, arguments)
+    two = SimpleNamespace(output_dir=arguments.output_dir, process_index=0, world_size=2, n_gpu=0)
+    with pytest.raises(train.ConfigError, match=r"other settings \(machine.processes\)"):
+        train.begin(config, two)
     file = train.HERE / "data" / "train.jsonl"
     rows = file.read_text()
     file.write_text(rows.partition("\n")[2])
@@ -886,6 +911,7 @@ SAID = [  # a file for predict.py, what is in it, and what is said of it
     ("x.txt", "Good\n\nBad\n", "x.txt, line 2 has no text"),
     ("x.jsonl", '{"text": "Good"}\n{"txt": "Bad"}\n', "x.jsonl, line 2 has no text"),
     ("x.jsonl", "Good\n", "x.jsonl, line 1 is no JSON"),
+    ("x.txt", "\ufeff\nGood\n", "x.txt, line 1 has no text"),
     ("none.txt", None, "none.txt cannot be read"),
 ]
 
@@ -944,7 +970,9 @@ def test_train_says_a_mistake_in_the_file_in_one_line(name, change, message, kin
         ("encoder", b"\xff", ", line 2 is no JSON"),
         ("encoder", '["Good", "positive"]', ", line 2 has no text and no label"),
         ("encoder", '{"text": "Good", "label": "god"}', ", line 2 has god, and labels has "),
+        ("encoder", '{"text": null, "label": "positive"}', ", line 2 has null for a text"),
         ("tagger", '{"tokens": ["Oslo"], "tags": ["B-CITY"]}', ", line 2 has B-CITY, and labels has "),
+        ("tagger", '{"tokens": "Oslo", "tags": ["O", "O", "O", "O"]}', ", line 2 has something else than lists"),
         ("decoder", '{"text": "Good"}', ", line 2 has no messages"),
         ("encoder", None, " cannot be read: No such file"),
     ],

@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sacrebleu.metrics import BLEU
 from seqeval.metrics import f1_score as entity_f1
 from sklearn.metrics import f1_score
 
-from helpers import new
+from helpers import metrics, new
 
 TRAINING = {"learning_rate": 1e-4, "num_train_epochs": 3}
 
@@ -95,6 +96,10 @@ def test_bleu_is_that_of_sacrebleu(scoring):
 def test_equal_answers_in_any_script_are_right(text, scoring):
     assert scoring["generation"].scores([text], [text])["rougeL"] == 1
     assert scoring["generation"].rouge(["grosser"], ["größer"])[0] == 0
+    assert scoring["generation"].rouge([unicodedata.normalize("NFD", text)], [text])[0] == 1
+    said, true = ["की", "สวัสดา", text], ["का", "สวัสดี", f"{text} {text}"]  # a vowel is a part of its letter
+    wanted = [metrics.score("rougeL", [one], [other]) for one, other in zip(said, true, strict=True)]
+    assert scoring["generation"].rouge(said, true).tolist() == pytest.approx(wanted)
 
 
 # ---- Baselines -----------------------------------------------------------------------------------------------------

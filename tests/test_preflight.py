@@ -10,6 +10,7 @@ import inspect
 import math
 import random
 import re
+import sys
 import warnings
 
 import nbformat
@@ -559,7 +560,7 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
     "no rows to evaluate": (
         lambda f: of_classifier(f, eval_strategy="epoch", eval_dataset=None),
         "evaluation",
-        "no rows for it",
+        "the Trainer has no rows",
     ),
     "compute_metrics raises": (
         lambda f: of_classifier(f, eval_strategy="epoch", compute_metrics=lambda e: {"x": e.predictions[9999]}),
@@ -637,6 +638,11 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
         "another is written over it",
     ),
     "starts over": (checkpoints, "resume", "starts over at step 0"),
+    "an optimizer that memory does not know": (
+        lambda f: of_classifier(f, optim="lion_8bit", device=64),
+        "optimizer",
+        "the memory of lion_8bit is not known",
+    ),
     "resumed when finished": (
         lambda f: checkpoints(f, num_train_epochs=2, resume_from_checkpoint=True),
         "resume",
@@ -666,6 +672,22 @@ def test_a_broken_run_is_named(broken, monkeypatch, tmp_path):
     assert re.search(words, next(problem.message for problem in report if problem.name == name))
     allowed = {"frozen head": {"no gradient"}, "no gradient": {"adapter"}, "adapter": {"no gradient"}}
     assert set(report.names) <= {name} | allowed.get(name, set()), report
+
+
+def of_a_notebook(rows):
+    return DataCollatorWithPadding(tokenizer(ENCODER))(rows)
+
+
+def test_what_a_notebook_defines_is_not_in_a_worker(monkeypatch, tmp_path):
+    main, many = sys.modules["__main__"], dict(dataloader_num_workers=2, dataloader_multiprocessing_context="spawn")
+    monkeypatch.setattr(main, "of_a_notebook", of_a_notebook, raising=False)
+    monkeypatch.setattr(of_a_notebook, "__module__", "__main__")
+    monkeypatch.setattr(preflight, "_tried", lambda facts: [])
+    given = of_classifier(tmp_path, data_collator=of_a_notebook, **many)
+    monkeypatch.setattr(main, "__file__", "train.py", raising=False)
+    assert asked(given).names == []
+    monkeypatch.delattr(main, "__file__")
+    assert "a worker has nothing that a notebook defines" in asked(given)[0].message
 
 
 def test_every_problem_that_preflight_knows_has_a_broken_run():

@@ -206,6 +206,7 @@ def begin(config, arguments):
     settings = dict(config)
     files = [config["data"][part] for part in PARTS]
     settings["content"] = {file: hashlib.sha256(content(file)).hexdigest() for file in files}
+    settings["machine"] = {"processes": arguments.world_size * max(1, arguments.n_gpu)}  # with others, other batches
     resumes = noted.exists() and last_whole_checkpoint(arguments.output_dir)
     if resumes and (names := differences(json.loads(noted.read_text()), settings)):
         raise ConfigError(
@@ -245,6 +246,8 @@ def read_rows(file, labels=None, multi_label=False):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
+        if not (isinstance(row["text"], str) and row["text"].strip()):
+            raise ConfigError(f"data: {file}, line {number} has {json.dumps(row['text'])[:40]} for a text.")
         if multi_label and not isinstance(row["label"], list):
             raise ConfigError(f"data: {file}, line {number} has the label {row['label']}, and needs a list of labels.")
         unknown = [one for one in (row["label"] if multi_label else [row["label"]]) if labels and one not in labels]
@@ -275,6 +278,8 @@ def load_tokenizer(config):
     tokenizer = AutoTokenizer.from_pretrained(place(config), **revision(config))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError("model: its tokenizer has no token to pad with, and none for an end. Set its pad_token.")
     most, length = longest(config, tokenizer), config["data"].get("max_length") or 0
     if length > most:
         name = Path(place(config)).name

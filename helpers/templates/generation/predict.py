@@ -33,7 +33,7 @@ def read(file):
     if Path(file).suffix not in (".jsonl", ".txt"):
         sys.exit(f"{file} is neither .txt, with a text a line, nor .jsonl, with an object a line: make one of them.")
     try:
-        lines, rows = Path(file).read_text(encoding="utf-8").rstrip("\n").split("\n"), []
+        lines, rows = Path(file).read_text(encoding="utf-8-sig").rstrip("\n").split("\n"), []
     except (OSError, UnicodeError) as error:
         sys.exit(f"{file} cannot be read: {error}")
     for number, line in enumerate(lines, 1):

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -56,7 +57,7 @@ import verdict
 HERE = Path(__file__).resolve().parent  # paths in config.yaml are relative to this folder
 PARTS = ("train", "validation", "test")
 COLUMNS = ("messages",)  # of each row in data/
-DATA = (*PARTS, "max_length", "chat_template", "written")  # names in the section data
+DATA = (*PARTS, "max_length", "chat_template", "answers", "written")  # names in the section data
 MODEL = ("pretrained_model_name_or_path", "revision", "dtype", "attn_implementation")  # names in the section model
 PLAIN_CHAT = (  # for decoders without a chat template: a prompt ends with a colon, an answer begins with a space
     "{% for m in messages %}{{ m.role + ': ' + m.content + (eos_token if m.role == 'assistant' else '') + '\n' }}"
@@ -157,6 +158,8 @@ def read_config(path="config.yaml"):
             raise ConfigError(f"{section}: {name} is missing.")
     if config.get("quantization") and "peft" not in config:
         raise ConfigError("quantization: a quantised model trains with an adapter only. Add a section peft.")
+    if (answers := config["data"].get("answers", "all")) not in ("all", "last"):
+        raise ConfigError(f"data: answers is {answers}, and should be all, or last: of each row.")
     return config
 
 
@@ -212,6 +215,7 @@ def begin(config, arguments):
     settings = {section: config[section] for section in config if section != "generation"}
     files = [config["data"][part] for part in PARTS]
     settings["content"] = {file: hashlib.sha256(content(file)).hexdigest() for file in files}
+    settings["machine"] = {"processes": arguments.world_size * max(1, arguments.n_gpu)}  # with others, other batches
     resumes = noted.exists() and last_whole_checkpoint(arguments.output_dir)
     if resumes and (names := differences(json.loads(noted.read_text()), settings)):
         raise ConfigError(
@@ -318,17 +322,25 @@ def templated(messages, tokenizer, **options):
         ) from None
 
 
-def chat_example(messages, tokenizer):
+DOES_NOT_SHOW = "data: the chat template does not show where an answer begins and ends: set another chat_template."
+REWRITES = (
+    "data: the chat template writes an answer in another way once others follow, so not all of a row can count. "
+    "Set data.answers: last, and only the last one does; or make each answer the end of a row of its own."
+)
+
+
+def chat_example(messages, tokenizer, only_last=False):
     """A conversation as token ids; the answers count, with their ends; the other tokens have -100, which is skipped."""
     whole = templated(messages, tokenizer)
     special, labels = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), [-100] * len(whole)
     for i, message in enumerate(messages):
-        if message["role"] == "assistant":
+        is_last = i == len(messages) - 1
+        if message["role"] == "assistant" and (is_last or not only_last):
             start = prompt_ids(messages[:i], tokenizer, to_encoder=False)
             end = templated(messages[: i + 1], tokenizer)
             stop = max((at + 1 for at in range(len(start), len(end)) if end[at] in special), default=0)
             if whole[: len(start)] != start or whole[: len(end)] != end or not stop:
-                raise ValueError(f"the chat template does not show where this answer begins and ends: {message}")
+                raise ConfigError(DOES_NOT_SHOW if is_last else REWRITES)
             labels[len(start) : stop] = whole[len(start) : stop]  # some templates go on after the end
     return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
 
@@ -344,8 +356,9 @@ def pair_example(messages, tokenizer):
 
 def encode(rows, tokenizer, config):
     """Conversations as token ids; an answer is never cut, so rows that are too long are left out."""
-    example, most = pair_example if is_encoder_decoder(config) else chat_example, config["data"]["max_length"]
-    refused = {}
+    most, refused = config["data"]["max_length"], {}
+    only_last = config["data"].get("answers") == "last"
+    example = pair_example if is_encoder_decoder(config) else functools.partial(chat_example, only_last=only_last)
 
     def ids(batch, places):
         made = []

@@ -208,6 +208,7 @@ def begin(config, arguments):
     settings = dict(config)
     files = [config["data"][part] for part in PARTS]
     settings["content"] = {file: hashlib.sha256(content(file)).hexdigest() for file in files}
+    settings["machine"] = {"processes": arguments.world_size * max(1, arguments.n_gpu)}  # with others, other batches
     resumes = noted.exists() and last_whole_checkpoint(arguments.output_dir)
     if resumes and (names := differences(json.loads(noted.read_text()), settings)):
         raise ConfigError(
@@ -247,6 +248,8 @@ def read_rows(file, labels=None):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
+        if not all(isinstance(row[name], list) and all(isinstance(one, str) for one in row[name]) for name in COLUMNS):
+            raise ConfigError(f"data: {file}, line {number} has something else than lists of words and of tags.")
         if len(row["tokens"]) != len(row["tags"]):
             counts = f"{len(row['tokens'])} tokens and {len(row['tags'])} tags"
             raise ConfigError(f"data: {file}, line {number} has {counts}: each word needs one.")
@@ -277,6 +280,8 @@ def load_tokenizer(config):
     tokenizer = AutoTokenizer.from_pretrained(place(config), **revision(config))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ConfigError("model: its tokenizer has no token to pad with, and none for an end. Set its pad_token.")
     most, length = longest(config, tokenizer), config["data"].get("max_length") or 0
     if length > most:
         name = Path(place(config)).name
