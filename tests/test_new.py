@@ -106,6 +106,16 @@ REFUSED = [
     ),
     (
         ("classification", "new"),
+        {"settings": {"training.metric_for_best_model": "f1"}},
+        "metric_for_best_model is f1, and the evaluation gives loss, accuracy, f1_macro",
+    ),
+    (
+        ("generation", "new"),
+        {"settings": {"training.greater_is_better": True}},
+        "with this greater_is_better the worst loss is the best one",
+    ),
+    (
+        ("classification", "new"),
         {"settings": {"model.trust_remote_code": True}},
         "model: trust_remote_code is refused, as it runs whatever code comes with a model",
     ),
