@@ -379,7 +379,8 @@ def _conll_rows(path):
         for number, line in lines:
             line = line.strip("\r\n ")
             cells = line.split("\t") if "\t" in line else re.split(" +", line)
-            if not line.strip() or cells[0] == "-DOCSTART-" or _is_comment(cells, width):
+            comment = cells[0][:1] == "#" and len(cells) != width and not TAG.fullmatch(cells[-1])
+            if not line.strip() or cells[0] == "-DOCSTART-" or comment:
                 if sentence and cells[0][:1] != "#":
                     yield _sentence(sentence)
                     sentence = []
@@ -391,10 +392,6 @@ def _conll_rows(path):
                     f"{max(width, 2)}: a word first, its tag last. Correct the line; a blank line ends a sentence."
                 )
             sentence.append(cells)
-
-
-def _is_comment(cells, width):
-    return cells[0][:1] == "#" and len(cells) != width and not TAG.fullmatch(cells[-1])
 
 
 def _sentence(lines):
@@ -753,7 +750,7 @@ labels=[...].
             _check_texts(problems, where, rows, column)
         if all(texts_fit):
             readable[where] = rows
-        if labelled and label not in rows.column_names:
+        if labelled and label not in rows.column_names and not _closest(label, rows.column_names, ""):
             _note_hidden(problems, where, f'has no column "{label}"')
         elif _fits(problems, where, rows, label, LABEL, "text or whole numbers"):
             labelled[where] = rows

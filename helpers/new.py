@@ -31,6 +31,7 @@ from helpers import env, record
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = ("train.py", "predict.py", "scoring.py", "verdict.py", "report.py", "train.ipynb", "config.yaml")
 PARTS = ("train", "validation", "test")
+SPLITS = {"train": "train", "dev": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 METHODS = {
     "full": "full fine-tuning",
     "lora": "LoRA",
@@ -266,9 +267,9 @@ def _read(files):
         if "has several splits" not in str(error) or len(files) > 1:
             raise
     rows = {}
-    for part in PARTS:
+    for name, part in SPLITS.items():
         with contextlib.suppress(*([] if part == "train" else [tables.DataError])):
-            rows[part] = tables.read(files[0], split=part)
+            rows[part] = tables.read(files[0], split=name)
     return rows
 
 
@@ -283,6 +284,8 @@ def _checked(task, rows, columns, labels):
             _refuse_tools(rows)
             return _splits(rows, _with_prompt), None, []
         check = tables.check_tokens if task == "tokens" else tables.check
+        if not isinstance(columns[text], str):
+            raise ValueError(f"{text} is {columns[text]}, and a project reads one column: join them into one.")
         if task == "classification":
             _refuse_numbers(_first(rows), columns[label])
         words = _are_words(labels, rows, columns[label])
@@ -332,21 +335,18 @@ def _first(rows):
 
 def _are_words(labels, rows, column):
     """Whether the labels are words for numbers: the data have as many whole numbers as there are words."""
-    rows = _first(rows)
-    if not labels or column not in rows.column_names:
-        return False
-    found = [{str(value).isdecimal() for value in values} for values in (rows[column], labels)]
-    return found == [{True}, {False}] and len({*rows[column]}) == len(labels)
+    values = _first(rows)[column][:] if column in _first(rows).column_names else []
+    found = [{str(value).isdecimal() for value in side} for side in (values, labels or [])]
+    return found == [{True}, {False}] and len({*values}) == len(labels)
 
 
 def _refuse_tools(rows):
     """Raises for conversations that call tools, which the project's train.py does not write."""
-    problems, cure = tables.Problems(), "text.tokenize_chat does where the chat template can. Leave these rows out"
+    problems, what = tables.Problems(), "calls tools, or is told of some, which a project's train.py does not write"
     for name, part in rows.items() if isinstance(rows, dict) else [(getattr(rows, "file_name", "the data"), rows)]:
         for number, row in enumerate(part if part.features != tables.MESSAGES else (), 1):
             if row.get("tools") or any("tool_calls" in message for message in row["messages"]):
-                what = "calls tools, or is told of some, which a project's train.py does not write"
-                problems.add(name, f"{what}; {cure}.", number)
+                problems.add(name, f"{what}; text.tokenize_chat does. Leave these rows out.", number)
     problems.raise_all()
 
 

@@ -7,8 +7,9 @@ can, the line ends in what it says.
 import json
 
 import pytest
+from test_chat_templates import TURNS, chats, of
 
-from helpers import data, new
+from helpers import data, new, text
 
 
 def lines(rows):
@@ -236,3 +237,16 @@ def test_a_project_says_what_helpers_say(task, file, name, scripts, tmp_path, mo
     else:
         assert project == found
     assert (tmp_path / "project").exists() == isinstance(project, list)
+
+
+@pytest.mark.parametrize("answers", ["all", "last"])
+@pytest.mark.parametrize("family", ["ChatML", "Llama 3", "Mistral", "Gemma", "Qwen 3", "Phi"])
+def test_a_project_learns_the_tokens_that_helpers_mark(family, answers, scripts):
+    tokenizer, example = of(family), scripts["generation"].chat_example
+    found = answer(lambda: text.tokenize_chat(chats(TURNS), tokenizer, answers=answers).to_list(), data.DataError)
+    project = answer(lambda: [example(TURNS, tokenizer, only_last=answers == "last")], ValueError)
+    if isinstance(found, str):
+        assert "Set data.answers: last" in project
+    else:
+        wanted = json.loads(found[0])
+        assert json.loads(project[0]) == {name: wanted[name] for name in ("input_ids", "attention_mask", "labels")}

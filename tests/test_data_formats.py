@@ -139,6 +139,7 @@ def test_a_test_set_without_labels(hidden):
     refused(
         lambda: data.check({"train": train, "test": test.remove_columns("label")}), 'test: has no column "label". It'
     )
+    refused(lambda: data.check({"train": train, "test": test.rename_column("label", "Label")}), "closest: Label")
     coded = (
         test.remove_columns("label").add_column("label", [-1, -1]).cast_column("label", ClassLabel(names=["n", "y"]))
     )

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from new_projects import QUICK, environment, load, small_file
 
 from helpers import env, new, record, text
@@ -106,6 +106,16 @@ REFUSED = [
     ),
     (
         ("classification", "new"),
+        {"settings": {"training.metric_for_best_model": "f1"}},
+        "metric_for_best_model is f1, and the evaluation gives loss, accuracy, f1_macro",
+    ),
+    (
+        ("generation", "new"),
+        {"settings": {"training.greater_is_better": True}},
+        "with this greater_is_better the worst loss is the best one",
+    ),
+    (
+        ("classification", "new"),
         {"settings": {"model.trust_remote_code": True}},
         "model: trust_remote_code is refused, as it runs whatever code comes with a model",
     ),
@@ -125,6 +135,7 @@ REFUSED = [
         r"refuses a conversation of system, user.* \(System role not supported\).* It is so in \d+ rows: ",
     ),
     (("classification", "new"), MINE | {"data": ["mine.csv", "mine.csv"]}, "no row to train on is left: the texts"),
+    (("classification", "new"), MINE | {"text": ["comment", "stars"]}, "a project reads one column: join them"),
 ]
 
 
@@ -209,6 +220,16 @@ def test_rows_that_are_there_twice_and_texts_with_two_labels_are_told():
     told = (new.project("classification", "new", **MINE) / "README.md").read_text()
     assert "there already, with the same text and the same answer: 3, kept" in told
     assert 'Texts with more than one answer: 1, kept, such as "It was fine the 0th' in told
+
+
+def test_the_splits_of_a_folder_keep_their_names():
+    parts = {
+        name: [{"text": f"{name} {n}", "label": "ab"[n % 2]} for n in range(12)] for name in ("train", "dev", "test")
+    }
+    DatasetDict({name: Dataset.from_list(rows) for name, rows in parts.items()}).save_to_disk("parts")
+    folder = new.project("classification", "new", data="parts")
+    lines = (folder / "data" / "validation.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == parts["dev"]
 
 
 def test_rows_to_train_that_are_in_another_part_are_left_out_and_told():

@@ -158,9 +158,19 @@ def read_config(path="config.yaml"):
             raise ConfigError(f"{section}: {name} is missing.")
     if config.get("quantization") and "peft" not in config:
         raise ConfigError("quantization: a quantised model trains with an adapter only. Add a section peft.")
+    check_metric(config["training"], ["loss"])
     if (answers := config["data"].get("answers", "all")) not in ("all", "last"):
         raise ConfigError(f"data: answers is {answers}, and should be all, or last: of each row.")
     return config
+
+
+def check_metric(settings, known):
+    """Raises when the best checkpoint would be chosen by a score that no evaluation gives, or by its worse side."""
+    metric = str(settings.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if metric not in known:
+        raise ConfigError(f"training: metric_for_best_model is {metric}, and the evaluation gives {', '.join(known)}.")
+    if settings.get("greater_is_better") is (metric == "loss"):
+        raise ConfigError(f"training: with this greater_is_better the worst {metric} is the best one. Leave it out.")
 
 
 def gpu_has_bf16():
@@ -338,8 +348,11 @@ def chat_example(messages, tokenizer, only_last=False):
         if message["role"] == "assistant" and (is_last or not only_last):
             start = prompt_ids(messages[:i], tokenizer, to_encoder=False)
             end = templated(messages[: i + 1], tokenizer)
-            stop = max((at + 1 for at in range(len(start), len(end)) if end[at] in special), default=0)
-            if whole[: len(start)] != start or whole[: len(end)] != end or not stop:
+            pairs = enumerate(zip(whole, end, strict=False))  # some templates end the last turn in another way
+            same = next((at for at, (one, other) in pairs if one != other), min(len(whole), len(end)))
+            changed = [one for one in end[same:] if one not in special and tokenizer.decode([one]).strip()]
+            stop = max((at + 1 for at in range(len(start), same) if whole[at] in special), default=0)
+            if whole[: len(start)] != start or changed or not stop:
                 raise ConfigError(DOES_NOT_SHOW if is_last else REWRITES)
             labels[len(start) : stop] = whole[len(start) : stop]  # some templates go on after the end
     return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}

@@ -153,9 +153,19 @@ def read_config(path="config.yaml"):
             raise ConfigError(f"{section}: {name} is missing.")
     if config.get("quantization") and "peft" not in config:
         raise ConfigError("quantization: a quantised model trains with an adapter only. Add a section peft.")
+    check_metric(config["training"], ["loss", *scoring.METRICS])
     if odd := [tag for tag in config["data"]["labels"] if not re.fullmatch(r"O|[BI]-.+", str(tag))]:
         raise ConfigError(f"data: labels has {odd[0]}, and entities are scored by the tags O, B-X and I-X only.")
     return config
+
+
+def check_metric(settings, known):
+    """Raises when the best checkpoint would be chosen by a score that no evaluation gives, or by its worse side."""
+    metric = str(settings.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if metric not in known:
+        raise ConfigError(f"training: metric_for_best_model is {metric}, and the evaluation gives {', '.join(known)}.")
+    if settings.get("greater_is_better") is (metric == "loss"):
+        raise ConfigError(f"training: with this greater_is_better the worst {metric} is the best one. Leave it out.")
 
 
 def gpu_has_bf16():
