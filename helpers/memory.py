@@ -25,6 +25,7 @@ import threading
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -175,8 +176,8 @@ def predict(
             ledger.add(tensor, "activations")
         try:
             _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch, outputs_kept)
-        except (NotImplementedError, RuntimeError) as error:
-            raise (_unpredictable(peft, error) if peft is not None else error) from error
+        except Exception as error:
+            raise _unpredictable(peft or config, error) from error
         logits = _evaluate(network, evaluated, eval_rows or 0, operators) if eval_batch else None
     ledger.close()
     return Prediction(
@@ -188,10 +189,8 @@ def predict(
 
 def _check_settings(settings):
     for name in ("batch", "length", "gradient_accumulation_steps", "target_length", "eval_batch", "eval_rows"):
-        value = settings[name]
-        if value is None and name in ("target_length", "eval_batch", "eval_rows"):
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        value, optional = settings[name], name in ("target_length", "eval_batch", "eval_rows")
+        if not (value is None and optional) and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name} is {value!r}; pass a whole number of at least 1.")
     if settings["optim"] not in OPTIMIZERS:
         raise ValueError(f"optim {settings['optim']!r} cannot be predicted: {', '.join(OPTIMIZERS)} can.")
@@ -338,7 +337,7 @@ def _attach(network, config):
             return model_class(network, config)
     except (NotImplementedError, RuntimeError) as error:
         raise _unpredictable(config, error) from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         modules = network.named_modules()
         layers = {n.rpartition(".")[2] for n, m in modules if hasattr(m, "in_features") or type(m).__name__ == "Conv1D"}
         raise ValueError(
@@ -356,7 +355,7 @@ UNPREDICTABLE = {  # peft's methods that do without an error what a GPU does not
 def _unpredictable(peft, error):
     return ValueError(
         f"{type(peft).__name__} cannot be predicted: a prediction has shapes and no values, and this method needs "
-        f"values ({str(error).partition(chr(10))[0][:160]}). Measure a step with memory.measure instead."
+        f"values ({str(error).partition(chr(10))[0][:160] or repr(error)}). Measure a step with memory.measure instead."
     )
 
 
@@ -448,11 +447,11 @@ class _FusedAdamW(AdamW):
         return found
 
 
-def _bitsandbytes(parameters, network, bits, paged=False):
-    """bitsandbytes' AdamW; a paged one has large states outside torch's allocator, on the GPU while there is room."""
-    from bitsandbytes.optim import AdamW8bit, AdamW32bit
+def _bitsandbytes(kind, paged, parameters, network, cuda):
+    """bitsandbytes' optimizer; a paged one's large states are outside torch's allocator, on the GPU if it has room."""
+    import bitsandbytes
 
-    optimizer = {8: AdamW8bit, 32: AdamW32bit}[bits](parameters, lr=1e-4)
+    optimizer = getattr(bitsandbytes.optim, kind)(parameters, lr=1e-4)
     small = optimizer.get_state_buffer
     if paged:
         optimizer.get_state_buffer = lambda p, dtype: small(p if p.numel() < 1e5 else p.new_empty(0), dtype)
@@ -467,18 +466,18 @@ def _bitsandbytes(parameters, network, bits, paged=False):
     return optimizer
 
 
+BITSANDBYTES = {  # the Trainer's name: bitsandbytes'
+    "adamw_8bit": "AdamW8bit", "adamw_bnb_8bit": "AdamW8bit", "paged_adamw_8bit": "AdamW8bit",
+    "paged_adamw_32bit": "AdamW32bit", "lion_8bit": "Lion8bit", "lion_32bit": "Lion32bit",
+    "paged_lion_8bit": "Lion8bit", "paged_lion_32bit": "Lion32bit", "rmsprop_bnb_8bit": "RMSprop8bit",
+}  # fmt: skip
 # A new one is a line here. `widgets`, `preflight` and `new` offer all of them.
 OPTIMIZER_MAKERS = {  # name: function of the trained parameters, the model and whether a GPU is asked about
     "adamw_torch_fused": lambda parameters, network, cuda: _FusedAdamW(parameters, lr=1e-4, fused=True),
     "adamw_torch": lambda parameters, network, cuda: AdamW(parameters, lr=1e-4, foreach=cuda),  # torch's own choices
-    "adamw_8bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 8),
-    "paged_adamw_8bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 8, paged=True),
-    "paged_adamw_32bit": lambda parameters, network, cuda: _bitsandbytes(parameters, network, 32, paged=True),
-    "adafactor": lambda parameters, network, cuda: Adafactor(
-        parameters, lr=1e-4, scale_parameter=False, relative_step=False
-    ),
+    "adafactor": lambda parameters, *_: Adafactor(parameters, 1e-4, scale_parameter=False, relative_step=False),
     "sgd": lambda parameters, network, cuda: SGD(parameters, lr=1e-4, foreach=cuda),
-}
+} | {name: partial(_bitsandbytes, kind, name.startswith("paged")) for name, kind in BITSANDBYTES.items()}
 OPTIMIZERS = tuple(OPTIMIZER_MAKERS)
 
 
@@ -787,9 +786,8 @@ def fits(prediction, device, suggest=True):
     answer, margin = _verdict(prediction, capacity)
     parts = sorted(prediction.split.items(), key=lambda part: -part[1])[:2]
     largest = " and ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
-    outside = ""
-    if prediction.device == "cuda":
-        outside = f", {prediction.reserved_gib:.1f} reserved, and about {OUTSIDE_GIB} for CUDA itself"
+    outside = f", {prediction.reserved_gib:.1f} reserved, and about {OUTSIDE_GIB} for CUDA itself"
+    outside *= prediction.device == "cuda"
     why = f"peak {prediction.peak_gib:.1f} GiB ({largest}){outside}, of {capacity:.1f} GiB."
     if prediction.phase == "evaluation" and prediction.logits:
         why += f" The peak is the evaluation: {prediction.logits}."
@@ -1088,10 +1086,8 @@ class _Ledger:
             self.highest = _Highest(self.bytes, Counter(self.parts), self.count)
 
     def _rename(self, known, part):
-        counts = [self.parts]
-        if known.number <= self.highest.count:  # it was alive at the highest, and was already what it turns out to be
-            counts.append(self.highest.parts)
-        for count in counts:
+        then = known.number <= self.highest.count  # alive at the highest, and was already what it turns out to be
+        for count in [self.parts] + [self.highest.parts] * then:
             count[known.part] -= known.size
             count[part] += known.size
         known.part = part
@@ -1254,6 +1250,8 @@ def _all_of(indices):
 class _Recorder(_Answers):
     """torch calls it for each operator of this thread, forward and backward: what that returns goes into the ledger."""
 
+    SOFTMAX_BACKWARD = torch.ops.aten._softmax_backward_data.default
+
     def __init__(self, ledger, four_bit):
         super().__init__()
         self.ledger, self.gemm_4bit = ledger, torch.ops.bitsandbytes.gemm_4bit.default if four_bit else None
@@ -1262,9 +1260,6 @@ class _Recorder(_Answers):
         if function is self.gemm_4bit:
             with self:  # this operator hides a temporary as large as the weight
                 return _gemm_4bit(*args, **(kwargs or {}))
-        if function is torch.ops.aten._softmax_backward_data.default and self.ledger.allocator:
-            with self:  # CUDA's (ATen's SoftMax.cu) makes this product first
-                product = args[0] * args[1]  # noqa: F841
         out = super().__torch_dispatch__(function, types, args, kwargs)
         if self.ledger.timeline[-1]["phase"] == "step":
             part = "temporaries"
@@ -1272,7 +1267,10 @@ class _Recorder(_Answers):
             part = "activations"
         else:
             part = "recomputed activations" if torch.is_grad_enabled() else "temporaries"
-        for value in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
+        made = (out,) if isinstance(out, torch.Tensor) else tree_iter(out)
+        if function is self.SOFTMAX_BACKWARD and self.ledger.allocator:  # CUDA's (SoftMax.cu) makes a product beside it
+            made = (out, torch.empty_like(args[0]))
+        for value in made:
             if isinstance(value, torch.Tensor):
                 self.ledger.add(value, part)
         return out

@@ -264,16 +264,17 @@ def test_weights_gradients_and_optimizer_are_the_sum_by_hand():
     assert [point["phase"] for point in predicted.timeline] == ["forward", "backward", "step"] * 2
 
 
-@pytest.mark.parametrize(("optim", "bytes_each"), [("sgd", 0), ("adamw_torch", 8), ("adamw_torch_fused", 8)])
+@pytest.mark.parametrize(("optim", "bytes_each"), [("sgd", 0), ("adamw_torch", 8), ("lion_32bit", 4)])
 def test_optimizer_state_per_parameter(optim, bytes_each):
     predicted = memory.predict(BERT, **SMALL, optim=optim, device="cpu")
     assert predicted.split["optimizer"] == pytest.approx(bytes_each * predicted.trainable, rel=0.01)
 
 
 def test_smaller_optimizers_are_smaller():
-    names = ("adamw_torch_fused", "adamw_8bit", "adafactor", "sgd")
+    names = ("adamw_torch_fused", "adamw_bnb_8bit", "lion_8bit", "adafactor", "sgd")
     sizes = [memory.predict(BERT, **SMALL, optim=optim, device="cpu").split["optimizer"] for optim in names]
-    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == 0
+    assert sizes == sorted({*sizes}, reverse=True)
+    assert sizes[-1] == 0
 
 
 def test_levers_move_the_parts_that_they_should():
@@ -631,7 +632,7 @@ def test_a_block_keeps_a_rest_of_at_most_a_mebibyte():
 # ---- What others measured -----------------------------------------------------------------------------------
 
 PUBLISHED = json.loads(published.OUTPUT.read_text())["curve"]
-AGAIN = ("tinylora/llama-3.2-3B-default", "prompt_tuning/llama-3.2-3B-default", "FC41")
+AGAIN = ("tinylora/llama-3.2-3B-default", "FC63", "HD09")  # one with eager attention, one of older libraries
 
 
 def test_every_run_of_pefts_comparison_is_predicted_or_refused_and_the_others_as_far_as_they_are_done():
@@ -641,9 +642,10 @@ def test_every_run_of_pefts_comparison_is_predicted_or_refused_and_the_others_as
     assert {key for key in wanted if key[0] == "peft_method_comparison"} <= set(done)
     assert published.summary(PUBLISHED) == json.loads(published.OUTPUT.read_text())["metrics"]
     for row in PUBLISHED:
-        assert {"allocated", "reserved", "refused", "left_out"} & set(row), row
+        assert {*published.FIGURES, "refused", "left_out"} & set(row), row
         if "refused" in row:
-            assert row["refused"].startswith(type(published.adapter(run_of(row)["peft"])).__name__)
+            method = run_of(row).get("peft")
+            assert row["refused"].startswith(type(published.adapter(method)).__name__ if method else "optim ")
 
 
 def run_of(row):
@@ -658,6 +660,10 @@ def test_this_memory_predicts_the_published_runs_as_recorded(name):
 
 
 # ---- Errors ---------------------------------------------------------------------------------------------------------
+
+LONGFORMER = transformers.LongformerConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)
+DISTILBERT = transformers.DistilBertConfig(dim=64, n_layers=1, n_heads=2, hidden_dim=64, vocab_size=99)
+ALL_LINEAR = peft.LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
 
 
 def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
@@ -678,6 +684,8 @@ def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
         (dict(length=513), "length 513 is over the 512 positions of BertConfig. Pass at most length=512"),
         (dict(optim="adamw_torch_fusd"), "cannot be predicted: adamw_torch_fused, "),
         (dict(eval_batch=0), "eval_batch is 0"),
+        (dict(model=LONGFORMER), "LongformerConfig cannot be predicted: a prediction has shapes and no values"),
+        (dict(model=DISTILBERT, peft=ALL_LINEAR), "peft cannot add LoraConfig to DistilBertFor.*target_modules can be"),
         (dict(model=LLAMA, peft=peft.ShiraConfig(r=2)), "ShiraConfig cannot be predicted: .*sparse"),
         (dict(model=LLAMA, peft=peft.BOFTConfig(boft_block_size=4)), "BOFTConfig cannot be predicted: .*kernel"),
         (dict(model=LLAMA, peft=peft.AdamssConfig(r=2, num_subspaces=2)), "AdamssConfig cannot be predicted"),
