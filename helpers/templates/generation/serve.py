@@ -89,18 +89,24 @@ class Chat:
 
     def pieces(self, job):
         """The answer's text, piece by piece; how it ended is noted in the job."""
-        tokens, told, job.why = [], "", "length"
+        tokens, told, last, job.why = [], "", "", "length"
         for token in service.coming(job):
             if token in self.settings.eos_token_id:
                 job.why = "stop"
             if job.why == "stop" or len(tokens) == job.most:  # the others of the batch may go on
                 continue
             tokens.append(token)
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            if text.startswith(told) and text != told and not text.endswith("\ufffd"):  # else a letter is not whole
-                yield text[len(told) :]
-                told = text
+            now = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            sure = last.rstrip("\ufffd")
+            while not now.startswith(sure):  # the rest may change with the next token
+                sure = sure[:-1]
+            if len(sure) > len(told):
+                yield sure[len(told) :]
+                told = sure
+            last = now
         job.used = {"prompt_tokens": len(job.ids), "completion_tokens": len(tokens)}
+        if len(last) > len(told):
+            yield last[len(told) :]
 
     def reply(self, job):
         message = {"role": "assistant", "content": "".join(self.pieces(job))}
