@@ -18,6 +18,7 @@ from helpers import new
 openai = pytest.importorskip("openai", reason="pip install -c constraints.txt -e '.[more]'")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 ONE_STEP = {"training.max_steps": 1, "training.save_strategy": "no", "data.max_length": 64}
+ONE_STEP |= {"training.learning_rate": 0.05, "training.warmup_steps": 0}  # a large one, so that answers change
 
 
 def trained(folder, monkeypatch, task, file, **options):
@@ -42,10 +43,10 @@ def started(folder, port=0):
     raise AssertionError("".join(told))
 
 
-def curl(url, body, *more):
+def curl(url, body, kind="application/json"):
     """The status and the JSON that curl gets; `body` is a text as it is, or what becomes JSON."""
     body = body if isinstance(body, str) else json.dumps(body)
-    given = ["curl", "-s", "-m", "30", "-w", "\n%{http_code}", "-H", "Content-Type: application/json", *more]
+    given = ["curl", "-s", "-m", "30", "-w", "\n%{http_code}", "-H", f"Content-Type: {kind}"]
     done = subprocess.run([*given, "-d", "@-", url], input=body, capture_output=True, text=True, timeout=60)
     answer, _, status = done.stdout.rpartition("\n")
     return int(status), json.loads(answer)
@@ -71,6 +72,7 @@ def test_a_project_is_served_to_clients_that_nobody_here_wrote(tmp_path, monkeyp
         said = {name: client.chat.completions.create(**asked | {"model": name}) for name in ("main", "base")}
         whole = said["main"].choices[0].message.content
         assert said["base"].model == "base"
+        assert said["base"].choices[0].message.content != whole, "by name, the adapter on or off"
         assert said["main"].usage.completion_tokens == 6, "QUICK_TO_WRITE has six tokens"
         assert said["main"].choices[0].finish_reason == "length"
         pieces = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
@@ -105,7 +107,7 @@ def test_a_project_is_served_to_clients_that_nobody_here_wrote(tmp_path, monkeyp
         ]:
             found, answer = curl(path, body)
             assert (found, message in answer["error"]["message"]) == (status, True), (body, answer)
-        assert curl(path, asked, "-H", "Content-Type: text/plain")[0] == 415
+        assert curl(path, asked, kind="text/plain")[0] == 415
         assert curl(f"{url}/v1/embeddings", asked)[0] == 404
         with pytest.raises(openai.NotFoundError, match="there is main and base"):
             client.chat.completions.create(**asked | {"model": "poems"})

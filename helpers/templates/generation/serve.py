@@ -60,8 +60,9 @@ class Chat:
                 raise Refused(400, f"Message {number} should have a role ({', '.join(ROLES)}) and a content, a text.")
         if talk[-1]["role"] != "user":
             raise Refused(400, "The last message should be the user's.")
-        if asked.get("temperature") and not self.settings.do_sample:
-            raise Refused(400, "The likeliest token is taken (do_sample in config.yaml): send temperature 0, or none.")
+        fixed = (self.settings.temperature or 1.0) if self.settings.do_sample else 0
+        if asked.get("temperature", fixed) not in (None, fixed):
+            raise Refused(400, f"temperature is {fixed} here (do_sample in config.yaml): send that, or none.")
         wanted = asked.get("max_completion_tokens", asked.get("max_tokens", most))
         if type(wanted) is not int or not 1 <= wanted <= most:
             raise Refused(400, f"max_tokens is {wanted!r}; 1 to {most} can be written (max_new_tokens in config.yaml).")

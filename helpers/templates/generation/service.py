@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def say(self, status, body):
         self.begin(status, "application/json")
-        self.wfile.write(json.dumps(body, ensure_ascii=False).encode())
+        self.wfile.write(json.dumps(body).encode())
 
     def refuse(self, status, message):
         self.say(status, {"error": {"message": message, "type": "invalid_request_error", "code": status}})
