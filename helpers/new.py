@@ -29,7 +29,8 @@ from helpers import data as tables
 from helpers import env, record
 
 TEMPLATES = Path(__file__).parent / "templates"
-FILES = ("train.py", "predict.py", "scoring.py", "verdict.py", "report.py", "train.ipynb", "config.yaml")
+SCRIPTS = ("train", "predict", "serve", "service", "scoring", "verdict", "report")  # tags are not served
+FILES = (*(f"{name}.py" for name in SCRIPTS), "train.ipynb", "config.yaml")
 PARTS = ("train", "validation", "test")
 SPLITS = {"train": "train", "dev": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 METHODS = {
@@ -95,8 +96,8 @@ def project(
     >>> folder = project("classification", Path(tempfile.mkdtemp()) / "my reviews")
     my reviews: 480 rows to train, 60 to validate, 60 to test. Now: cd "my reviews" and python train.py
     >>> sorted(path.name for path in folder.iterdir())
-    ['README.md', 'config.yaml', 'data', 'predict.py', 'report.py', 'requirements.txt', 'scoring.py', 'train.ipynb', \
-'train.py', 'verdict.py']
+    ['README.md', 'config.yaml', 'data', 'predict.py', 'report.py', 'requirements.txt', 'scoring.py', 'serve.py', \
+'service.py', 'train.ipynb', 'train.py', 'verdict.py']
 
     Taught in README.md, "From notebook to project".
     """
@@ -117,7 +118,7 @@ def project(
     if task == "classification" and not hasattr(splits["train"].features["label"], "names"):  # lists of labels
         fixed |= {"data.multi_label": True, "training.metric_for_best_model": "f1_micro"}
     with _new_folder(place) as folder:
-        for file in (*FILES, *(["panel.ipynb"] if panel else [])):
+        for file in (one for one in (*FILES, *["panel.ipynb"][: bool(panel)]) if (template / one).exists()):
             shutil.copyfile(template / file, folder / file)
         (folder / "data").mkdir()
         for part, rows in splits.items():
@@ -130,9 +131,8 @@ def project(
         readme = (template / "README.md").read_text(encoding="utf-8").partition("## This example")[0].splitlines()
         _write(folder / "README.md", f"# {place.name}", *readme[1:], "## This project", "", *lines)
         _write(folder / "requirements.txt", *map(_pinned, _packages(task, method, config)))
-    train, validation, test = (len(splits[part]) for part in PARTS)
-    print(f"{place.name}: {train} rows to train, {validation} to validate, {test} to test.", end=" ")
-    print(f'Now: cd "{place.name}" and python train.py')
+    sizes = "{} rows to train, {} to validate, {} to test.".format(*(len(splits[part]) for part in PARTS))
+    print(f'{place.name}: {sizes} Now: cd "{place.name}" and python train.py')
     if moves:
         print(moves)
     return place

@@ -30,6 +30,7 @@ SECONDS = {  # of a core, roughly, for the test files that take longest; those o
     "test_real.py": 45,
     "test_resume.py": 30,
     "test_widgets.py": 30,
+    "test_serving.py": 30,
 }
 
 

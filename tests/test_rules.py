@@ -831,6 +831,7 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "09c_search": 20,
     "05_qlora": 121,
     "05b_quantisation": 42,
+    "11_sharing_and_serving": 110,
 }
 # What is no measured number: code, links and their texts, markup, the number of a notebook or a confidence.
 NO_NUMBER = re.compile(

@@ -228,7 +228,8 @@ WRITERS = {  # the same for models that write
     "02_generation": [instructions, conversations],
     "05_qlora": [conversations, instructions],
 }
-OWN_TESTS = {"06_multi_adapter", "07_domain_adaptation", "08_break_it"}  # the last one's is in test_preflight.py
+OWN_TESTS = {"06_multi_adapter", "07_domain_adaptation", "11_sharing_and_serving"}
+OWN_TESTS |= {"08_break_it"}  # in test_preflight.py
 
 
 def cases(table):
@@ -331,6 +332,25 @@ def test_the_take_home_cell_of_a_domain_keeps_its_words_whole_and_lowers_the_los
     assert len(new) > len(old)
     assert new[: len(old)].equal(old), "only the new words have other vectors"
     AutoModelForSequenceClassification.from_pretrained(out, num_labels=2, local_files_only=True)
+
+
+@pytest.mark.slow
+def test_the_take_home_cell_that_serves_an_adapter_merges_it_writes_its_card_and_stops(tmp_path):
+    pytest.importorskip("uvicorn", reason="pip install -c constraints.txt -e '.[more]'")
+    from huggingface_hub import ModelCard
+
+    out, models = tmp_path / "mine" / "served", ROOT / "data" / "models"
+    settings = {"ADAPTER": str(models / "adapters" / "titles"), "MODEL": str(models / "tiny-decoder"), "OUT": str(out)}
+    printed = run_alone(take_home("11_sharing_and_serving", settings), tmp_path)
+
+    assert "said: Handy coffee machine" in printed
+    assert not list(out.glob("adapter*")), "it is merged"
+    card = ModelCard.load(out / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.eval_results[0].metric_value) == (
+        "mit",
+        "tiny-decoder",
+        0.9,
+    )
 
 
 # ---- The tools of these tests --------------------------------------------------------------------------------------
