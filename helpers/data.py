@@ -710,7 +710,8 @@ def check(dataset, *, text="text", label="label", labels=None, name=None, duplic
     and a text of another split must not be in it (`duplicates="ignore"` lets that pass). `text` may be
     two columns for pairs of sentences. `labels` are the allowed labels, in the order of their numbers;
     without it they are those found, sorted. Labels may be text or whole numbers: the class of label 3
-    is then named "3", or `labels[3]` where `labels` are words. Spaces around a label do not count, and "1.0" is "1".
+    is then named "3", or by `labels`, words in the order of the numbers (without one of these: of 0, 1, 2, ...).
+    Spaces around a label do not count, and "1.0" is "1"; two labels that look the same are a problem.
     `name` stands before the row number in errors; a `Dataset` straight from `read` has the name of its file.
 
     Where a row may have several labels, the column holds lists of them; or `label` is a list of columns of 0 and 1, one
@@ -766,7 +767,7 @@ def check_tokens(dataset, *, tokens="tokens", tags="tags", labels=None, name=Non
 
     As `check`, with these problems: a sentence without words, an empty word, as many tags as words, a
     tag that is not O or B-X or the like (or not in `labels`), and one that its scheme does not allow at its place.
-    Tags of the schemes IOB1, BIOES and BILOU are made BIO ones, in which I-X follows B-X or I-X.
+    Tags of the schemes IO, IOB1, BIOES, BMEWO and BILOU are made BIO ones, in which I-X follows B-X or I-X.
     Returns the same with the tags as lists of `ClassLabel`: O first, the others sorted.
 
     >>> from datasets import Dataset
@@ -1235,7 +1236,7 @@ def to_messages(dataset, *, prompt=None, answer=None, system=None):
 
     Known are conversations (a column `messages` or `conversations`; OpenAI's and ShareGPT's names of roles, contents
     that are lists of text parts), the pairs of columns in `PAIRS`, such as `instruction`, `input` (it may be empty)
-    and `output` of Alpaca, with its `history` and `system`, and any others that you name: `answer` is a column,
+    and `output` of Alpaca, with its `history` and `system`, or `context` and `response` of Dolly, and any others that you name: `answer` is a column,
     `prompt` a column or a format string such as "{passage} {question}". Of SQuAD's `answers` the first is taken.
     `system` is put in front of every conversation. Works on a dict of splits too.
 
