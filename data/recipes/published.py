@@ -82,8 +82,9 @@ def of_fitcheck(run):
 
 def shifted(logits, labels, vocab_size, **more):
     """The loss of transformers 4.46 to 4.48: logits in fp32, and shifted, a second copy; later the labels are."""
-    logits = logits.float()[..., :-1, :].contiguous().view(-1, vocab_size)
-    return torch.nn.functional.cross_entropy(logits, labels[..., 1:].contiguous().view(-1))
+    logits = logits.float()  # held until the loss is there
+    ahead = logits[..., :-1, :].contiguous()
+    return torch.nn.functional.cross_entropy(ahead.view(-1, vocab_size), labels[..., 1:].contiguous().view(-1))
 
 
 def cast_back(network, **more):
