@@ -1236,9 +1236,9 @@ def to_messages(dataset, *, prompt=None, answer=None, system=None):
 
     Known are conversations (a column `messages` or `conversations`; OpenAI's and ShareGPT's names of roles, contents
     that are lists of text parts), the pairs of columns in `PAIRS`, such as `instruction`, `input` (it may be empty)
-    and `output` of Alpaca, with its `history` and `system`, or `context` and `response` of Dolly, and any others that you name: `answer` is a column,
-    `prompt` a column or a format string such as "{passage} {question}". Of SQuAD's `answers` the first is taken.
-    `system` is put in front of every conversation. Works on a dict of splits too.
+    and `output` of Alpaca, with its `history` and `system`, or `context` and `response` of Dolly, and any others that
+    you name: `answer` is a column, `prompt` a column or a format string such as "{passage} {question}". Of SQuAD's
+    `answers` the first is taken. `system` is put in front of every conversation. Works on a dict of splits too.
 
     Where a conversation calls tools, messages keep their `tool_calls` exactly as they are in the file, messages of the
     role `tool` answer them, and a column `tools` stays too: both are JSON, as `datasets.Json`.
