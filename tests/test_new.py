@@ -997,6 +997,8 @@ def test_train_says_a_mistake_in_the_file_in_one_line(name, change, message, kin
         ("tagger", '{"tokens": ["Oslo"], "tags": ["B-CITY"]}', ", line 2 has B-CITY, and labels has "),
         ("tagger", '{"tokens": "Oslo", "tags": ["O", "O", "O", "O"]}', ", line 2 has something else than lists"),
         ("decoder", '{"text": "Good"}', ", line 2 has no messages"),
+        ("decoder", '{"messages": [{"role": "user", "content": "Good?"}]}', ", line 2 needs messages with a role"),
+        ("decoder", '{"messages": null}', ", line 2 needs messages with a role and a text each, at least two"),
         ("encoder", None, " cannot be read: No such file"),
     ],
 )

@@ -265,6 +265,9 @@ def read_rows(file):
             raise ConfigError(f"data: {file}, line {number} is no JSON: {error}.") from None
         if missing := [name for name in COLUMNS if not isinstance(row, dict) or name not in row]:
             raise ConfigError(f"data: {file}, line {number} has no {' and no '.join(missing)}.")
+        if not is_answered(row["messages"]):
+            told = "needs messages with a role and a text each, at least two, and the last one an assistant's"
+            raise ConfigError(f"data: {file}, line {number} {told}.")
         rows.append({name: row[name] for name in COLUMNS})
         if len(rows) == 10_000:  # a million rows are not held as Python objects
             blocks, rows = [*blocks, datasets.Dataset.from_list(rows, features=kept)], []
@@ -272,6 +275,15 @@ def read_rows(file):
     if not blocks:
         raise ConfigError(f"data: {file} has no rows.")
     return datasets.concatenate_datasets(blocks)
+
+
+def is_answered(messages):
+    """Whether these are messages of texts that end with an answer."""
+    texts = isinstance(messages, list) and all(
+        isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+        for one in messages
+    )
+    return texts and len(messages) > 1 and messages[-1]["role"] == "assistant" and bool(messages[-1]["content"].strip())
 
 
 def mapped(rows, function):
