@@ -30,16 +30,20 @@ def trained(folder, monkeypatch, task, file, **options):
     return place
 
 
-def started(folder, port=0):
-    """serve.py in a process of its own, and the address that it prints when it is ready."""
+def launched(folder, port=0):
+    """serve.py in a process of its own."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command = [sys.executable, "serve.py", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=folder, env=environment(PYTHONUNBUFFERED="1"), **pipes)
+    return subprocess.Popen(command, cwd=folder, env=environment(PYTHONUNBUFFERED="1"), **pipes)
+
+
+def address(process):
+    """The address and the port that it prints when it is ready."""
     told = []
     for line in process.stdout:
         told.append(line)
         if found := re.search(r"(http://127\.0\.0\.1:(\d+))/v1", line):
-            return process, found[1], int(found[2])
+            return found[1], int(found[2])
     raise AssertionError("".join(told))
 
 
@@ -59,13 +63,13 @@ def listens_on(process):
 
 
 @pytest.mark.skipif(not shutil.which("curl") or os.name == "nt", reason="needs curl and SIGKILL")
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_a_project_is_served_to_clients_that_nobody_here_wrote(tmp_path, monkeypatch):
     chat = trained(tmp_path, monkeypatch, "generation", "chat/validation.jsonl")
     sorter = trained(tmp_path, monkeypatch, "classification", "reviews/validation.csv")
-    process, url, port = started(chat)
-    other, other_url, _ = started(sorter)
+    process, other = launched(chat), launched(sorter)
     try:
+        (url, port), (other_url, _) = address(process), address(other)
         asked = {"model": "main", "messages": [{"role": "user", "content": "Do you have books on skiing?"}]}
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
         assert [one.id for one in client.models.list()] == ["main", "base"]
@@ -136,8 +140,8 @@ def test_a_project_is_served_to_clients_that_nobody_here_wrote(tmp_path, monkeyp
         process.wait(30)
         with pytest.raises(openai.APIConnectionError):
             client.chat.completions.create(**asked)
-        process, _, again = started(chat, port)  # the same port, at once
-        assert again == port
+        process = launched(chat, port)  # the same port, at once
+        assert address(process) == (url, port)
         assert client.chat.completions.create(**asked).choices[0].message.content == whole
     finally:
         for one in (process, other):
