@@ -9,7 +9,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 .venv/ready: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit("Python 3.11 or later is needed; python3 is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	python3 -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,more]'
 	@touch $@
 
 .PHONY: lab test check notebooks bench real release constraints

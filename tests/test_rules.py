@@ -826,6 +826,7 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "04b_relatives_of_lora": 38,
     "07_domain_adaptation": 92,
     "09_beyond_one_machine": 99,
+    "10_trl_and_preferences": 110,
     "09b_streams": 20,
     "09c_search": 20,
     "05_qlora": 121,
