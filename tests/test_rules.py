@@ -1011,6 +1011,12 @@ def test_a_rewritten_notebook_keeps(path, rule):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem < "10"], ids=lambda path: path.stem)
+def test_the_path_does_without_the_extra_more(path):
+    asked = [i for i, cell in numbered(read(path)) if re.search(r"(?m)^\s*(?:import|from) trl\b", cell.source)]
+    assert not asked, f"cells {asked} need TRL, which only the notebooks from 10 on may"
+
+
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in REWRITTEN], ids=lambda path: path.stem)
 def test_a_number_in_a_finding_is_shown_in_every_notebook(path):
     assert not numbers_from_nowhere(read(path))

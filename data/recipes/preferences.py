@@ -21,7 +21,7 @@ from helpers import env, record
 RESULTS = env.DATA / "results" / "10_trl_and_preferences"
 NOTEBOOK = "10_trl_and_preferences"
 SEEDS = {"tiny-decoder": (0, 1, 2), "smollm2": (0,)}
-SIZES = {"tiny-decoder": (60, 200), "smollm2": (20, 40)}  # rows scored in a try, rows of the test
+SIZES = {"tiny-decoder": (60, 150), "smollm2": (20, 40)}  # rows scored in a try, rows of the test
 TRIES = {
     "dpo": [dict(learning_rate=rate, beta=beta) for rate in (1e-4, 2e-4, 6e-4) for beta in (0.1, 0.5)],
     "more sft": [dict(learning_rate=rate) for rate in (1e-4, 2e-4, 6e-4, 1e-3, 2e-3, 4e-3)],
