@@ -22,6 +22,7 @@ RESULTS = env.DATA / "results" / "10_trl_and_preferences"
 NOTEBOOK = "10_trl_and_preferences"
 SEEDS = {"tiny-decoder": (0, 1, 2), "smollm2": (0,)}
 SIZES = {"tiny-decoder": (60, 150), "smollm2": (20, 40)}  # rows scored in a try, rows of the test
+N_QUESTIONS = 100
 TRIES = {
     "dpo": [dict(learning_rate=rate, beta=beta) for rate in (1e-4, 2e-4, 6e-4) for beta in (0.1, 0.5)],
     "more sft": [dict(learning_rate=rate) for rate in (1e-4, 2e-4, 6e-4, 1e-3, 2e-3, 4e-3)],
@@ -42,7 +43,7 @@ def start_point(model, seed, n_rows):
     space = lesson.space(NOTEBOOK, model)
     network = space["pretrained"](start_of(model, seed))
     found, hits, said = space["measured"](network, network, "test_same", n_rows)
-    forgets = space["of_questions"](network)
+    forgets = space["of_questions"](network, N_QUESTIONS)
     return found | {"questions": sum(forgets) / len(forgets)}, dict(hits=digits(hits), texts=said[:10])
 
 
@@ -50,7 +51,7 @@ def base_point(model, seed, n_rows):
     space = lesson.space(NOTEBOOK, model)
     network = space["pretrained"]()
     _, hits, said = space["measured"](network, network, "test_same", n_rows)
-    forgets = space["of_questions"](network)
+    forgets = space["of_questions"](network, N_QUESTIONS)
     found = {"right": sum(hits) / len(hits), "questions": sum(forgets) / len(forgets)}
     return found, dict(hits=digits(hits), texts=said[:10])
 
@@ -76,7 +77,7 @@ def try_point(model, way, seed, n_rows, **settings):
 def final_point(model, way, seed, n_rows, **settings):
     space, trainer, start = tuned(model, way, seed, **settings)
     found, hits, said = space["measured"](trainer.model, start, "test_same", n_rows)
-    forgets = space["of_questions"](trainer.model)
+    forgets = space["of_questions"](trainer.model, N_QUESTIONS)
     found |= {"questions": sum(forgets) / len(forgets), "steps": trainer.state.global_step}
     kept = ("step", "loss", "rewards/chosen", "rewards/rejected", "rewards/margins")
     curve = [{key: row[key] for key in kept if key in row} for row in trainer.state.log_history if "loss" in row]
