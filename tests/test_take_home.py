@@ -289,7 +289,9 @@ def test_the_take_home_cell_of_a_writer_runs_alone_on_files_of_other_shapes(name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("as_messages", [False, True], ids=["texts", "messages"])
+@pytest.mark.parametrize(
+    "as_messages", [False, pytest.param(True, marks=pytest.mark.release)], ids=["texts", "messages"]
+)
 def test_the_take_home_cell_of_pairs_scores_before_and_after_and_takes_the_control(as_messages, alone, tmp_path):
     from transformers import AutoModelForCausalLM
 
