@@ -29,6 +29,7 @@ DIAL = re.compile(r"""(?m)^MODEL = ("[^"\n]*"|'[^'\n]*')""")
 MODELS = {  # notebook: the real model that it runs with
     "00_start_here": "minilm",
     "01_classification": "minilm",
+    "10_trl_and_preferences": "smollm2",
     "11_sharing_and_serving": "smollm2",
 }
 

@@ -827,6 +827,7 @@ REWRITTEN = {  # notebook: its number of cells, at most
     "04b_relatives_of_lora": 38,
     "07_domain_adaptation": 92,
     "09_beyond_one_machine": 99,
+    "10_trl_and_preferences": 110,
     "09b_streams": 20,
     "09c_search": 20,
     "05_qlora": 121,
@@ -1010,6 +1011,12 @@ REWRITTEN_RULES = [
 def test_a_rewritten_notebook_keeps(path, rule):
     problems = rule(read(path), REWRITTEN[path.stem]) if rule is too_many_cells else rule(read(path))
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem < "10"], ids=lambda path: path.stem)
+def test_the_path_does_without_the_extra_more(path):
+    asked = [i for i, cell in numbered(read(path)) if re.search(r"(?m)^\s*(?:import|from) trl\b", cell.source)]
+    assert not asked, f"cells {asked} need TRL, which only the notebooks from 10 on may"
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in REWRITTEN], ids=lambda path: path.stem)

@@ -228,7 +228,7 @@ WRITERS = {  # the same for models that write
     "02_generation": [instructions, conversations],
     "05_qlora": [conversations, instructions],
 }
-OWN_TESTS = {"06_multi_adapter", "07_domain_adaptation", "11_sharing_and_serving"}
+OWN_TESTS = {"06_multi_adapter", "07_domain_adaptation", "10_trl_and_preferences", "11_sharing_and_serving"}
 OWN_TESTS |= {"08_break_it"}  # in test_preflight.py
 
 
@@ -286,6 +286,34 @@ def test_the_take_home_cell_of_a_writer_runs_alone_on_files_of_other_shapes(name
     assert few_steps or accuracy > 0.8, f"two answers, and a text that says which: chance is 0.5\n{printed}"
     AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
     assert AutoTokenizer.from_pretrained(out, local_files_only=True).chat_template
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "as_messages", [False, pytest.param(True, marks=pytest.mark.release)], ids=["texts", "messages"]
+)
+def test_the_take_home_cell_of_pairs_scores_before_and_after_and_takes_the_control(as_messages, alone, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    pytest.importorskip("trl")
+    file, out, rows = tmp_path / "pairs.jsonl", tmp_path / "saved", []
+    for number, (asked, about, said) in enumerate(said_about(random.Random(7), 40)):
+        texts = {"prompt": f"{'la ' * 2000 * (number == 3)}{about} {asked}", "chosen": said}
+        texts["rejected"] = "Keep it" if said == "Send it back" else "Send it back"
+        talk = {key: [{"role": "user" if key == "prompt" else "assistant", "content": texts[key]}] for key in texts}
+        rows.append({"id": number, **(talk if as_messages else texts)})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {"FILE": str(file), "OUT": str(out), "MODEL": str(ROOT / "data" / "models" / "tiny-decoder")}
+    printed = alone(take_home("10_trl_and_preferences", settings, few_steps=True), tmp_path)
+
+    assert "1 of 40 pairs" in printed
+    shares = [float(share) for share in re.findall(r"\b[01]\.\d\d\b", printed.partition("held-out")[2])]
+    assert len(shares) == 4, printed  # before, after SFT, after more of it, after DPO
+    assert ("NO GAIN" in printed) == (shares[3] <= max(shares[1:3]))
+    base, sft, tuned = (AutoModelForCausalLM.from_pretrained(f) for f in (settings["MODEL"], out / "sft", out))
+    weights = [model.model.layers[0].mlp.up_proj.weight for model in (base, sft, tuned)]
+    assert not weights[0].equal(weights[1])
+    assert not weights[1].equal(weights[2])
 
 
 @pytest.mark.slow

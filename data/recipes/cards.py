@@ -32,6 +32,7 @@ NOTEBOOKS = {
     "07_domain_adaptation": ("Does reading on without labels help in a new domain, and when?", 60),
     "08_break_it": ("It does not work: where do you look first?", 60),
     "09_beyond_one_machine": ("What changes when one GPU is not enough?", 75),
+    "10_trl_and_preferences": ("What does the ready-made trainer do, and can a model learn from comparisons?", 60),
     "11_sharing_and_serving": ("It works here: how do others use it?", 75),
 }
 FILES = {  # ending, the columns to read, and what is to be found
