@@ -27,6 +27,7 @@ SECONDS = {  # of a core, roughly, for the test files that take longest; those o
     "test_new.py": 40,
     "test_recipes.py": 40,
     "test_data_property.py": 30,
+    "test_cases.py": 15,
     "test_real.py": 45,
     "test_resume.py": 30,
     "test_widgets.py": 30,
