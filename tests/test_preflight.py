@@ -639,9 +639,9 @@ BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name 
     ),
     "starts over": (checkpoints, "resume", "starts over at step 0"),
     "an optimizer that memory does not know": (
-        lambda f: of_classifier(f, optim="lion_8bit", device=64),
+        lambda f: of_classifier(f, optim="ademamix", device=64),
         "optimizer",
-        "the memory of lion_8bit is not known",
+        "the memory of ademamix is not known",
     ),
     "resumed when finished": (
         lambda f: checkpoints(f, num_train_epochs=2, resume_from_checkpoint=True),
