@@ -740,8 +740,8 @@ def test_a_template_that_rewrites_earlier_answers_says_so_or_trains_the_last_one
 
 
 def test_the_memory_of_an_optimizer_that_is_not_known_is_said():
-    folder = new.project("classification", "new", **MINE, settings={"training.optim": "lion_8bit"})
-    assert "The memory of lion_8bit is not known: below it is that of" in (folder / "README.md").read_text()
+    folder = new.project("classification", "new", **MINE, settings={"training.optim": "ademamix"})
+    assert "The memory of ademamix is not known: below it is that of" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
