@@ -452,6 +452,8 @@ def _bitsandbytes(kind, paged, parameters, network, cuda):
     import bitsandbytes
 
     optimizer = getattr(bitsandbytes.optim, kind)(parameters, lr=1e-4)
+    # Else what earlier trainings of this process set for their embeddings would hold for this one's parameters.
+    optimizer.mng = type("None", (), dict(index2config={}, pid2config={}, module_weight_config_triple=[]))
     small = optimizer.get_state_buffer
     if paged:
         optimizer.get_state_buffer = lambda p, dtype: small(p if p.numel() < 1e5 else p.new_empty(0), dtype)

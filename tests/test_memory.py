@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from helpers import memory
+from helpers import env, memory
 
 TINY = dict(vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 BERT = BertConfig(**TINY)
@@ -657,6 +657,17 @@ def test_this_memory_predicts_the_published_runs_as_recorded(name):
     row = next(row for row in PUBLISHED if row["id"] == name)
     again = published.compared(row["source"], run_of(row))
     assert again | dict(cpu_s=row["cpu_s"]) == row
+
+
+def test_what_a_training_before_set_for_its_embeddings_does_not_count():
+    from bitsandbytes.optim import GlobalOptimManager
+
+    settings = dict(model=env.model_path("tiny-encoder"), batch=2, length=16, optim="adamw_8bit", device="cuda")
+    before = memory.predict(**settings)
+    left = {(0, i): {"optim_bits": 32} for i in range(40)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GlobalOptimManager.get_instance(), "index2config", left)
+        assert memory.predict(**settings).peak_gib == before.peak_gib
 
 
 # ---- Errors ---------------------------------------------------------------------------------------------------------
