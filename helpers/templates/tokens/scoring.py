@@ -82,12 +82,12 @@ def against_moved(results):
 
 def of_the_neighbours(results, rows):
     """When a list of the words before, or after, knows the tags better than one of the words themselves."""
+    own = word_list(rows)
     for away, side in ((-1, "before"), (1, "after")):
         leads = []
         for part, tags in word_list(rows, away).items():
-            references = results["references"][part]
-            lists = {"neighbours": tags[:], LIST: word_list(rows)[part]}
-            made = {name: statistics(one, references)[0] for name, one in lists.items()}
+            lists = {"neighbours": tags, LIST: own[part]}
+            made = {name: statistics(one, results["references"][part])[0] for name, one in lists.items()}
             leads.append(verdict.compare(made, verdict.ratio)[LIST])
         if all(one["lead"] > 0.1 and one["lead_low"] > 0 for one in leads):
             return [
