@@ -358,9 +358,8 @@ def _with_prompt(rows):
 
 def _duplicates(splits, text, label):
     """Lines that count the rows that are there twice, and the texts that have two labels; they are kept."""
-    pairs = Counter(
-        (json.dumps(row[text], ensure_ascii=False), json.dumps(row[label])) for part in splits.values() for row in part
-    )
+    rows = (row for part in splits.values() for row in _each(part.select_columns([text, label])))
+    pairs = Counter((json.dumps(row[text], ensure_ascii=False), json.dumps(row[label])) for row in rows)
     texts, again = Counter(text for text, _ in pairs), pairs.total() - len(pairs)
     several = [text for text, count in texts.items() if count > 1]
     lines = [f"Rows that are there already, with the same text and the same answer: {again}, kept."] if again else []
@@ -369,10 +368,16 @@ def _duplicates(splits, text, label):
     return lines
 
 
+def _each(rows):
+    """The rows one after the other, read a thousand at a time: a tenth of the time of reading each by itself."""
+    for batch in rows.iter(1000):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
 def _as_lines(task, rows, names):
     """Rows as train.py reads them, one JSON object a line, with words for labels."""
     label = COLUMNS[task][1]
-    for row in rows.select_columns(["messages"]) if task == "generation" else rows:
+    for row in _each(rows.select_columns(["messages"]) if task == "generation" else rows):
         if names:
             numbers = row[label]
             row[label] = [names[one] for one in numbers] if isinstance(numbers, list) else names[numbers]
@@ -635,9 +640,7 @@ def main(arguments=None):
     parser.add_argument("--prompt", help='column, or several as in "{passage} {question}", for generation')
     parser.add_argument("--answer", help="column, for generation")
     parser.add_argument("--set", action="append", type=_setting, default=[], metavar="SECTION.NAME=VALUE")
-    parser.add_argument(
-        "--panel", action="store_true", help="with a notebook for memory and tuning, which needs helpers"
-    )
+    parser.add_argument("--panel", action="store_true", help="with a notebook that needs helpers: memory and tuning")
     options = vars(parser.parse_args(arguments))
     options["settings"] = dict(options.pop("set"))
     if len(options["label"]) == 1:
@@ -645,10 +648,8 @@ def main(arguments=None):
     try:
         project(options.pop("task"), options.pop("name"), **options)
     except (ValueError, OSError) as error:
-        message = re.sub(
-            r"\b(labels|prompt|answer)=(?=[\"\[])", r"--\1 ", f"error: {error}"
-        )  # as options of this command
-        sys.exit(re.sub(r"\b(labels|prompt|answer)=", r"--\1", message))
+        message = re.sub(r"\b(labels|prompt|answer)=(?=[\"\[])", r"--\1 ", f"error: {error}")
+        sys.exit(re.sub(r"\b(labels|prompt|answer)=", r"--\1", message))  # as options of this command
 
 
 if __name__ == "__main__":
