@@ -5,7 +5,6 @@ that a notebook runs from top to bottom before any exercise is solved.
 """
 
 import math
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -96,7 +95,8 @@ def function(answer, cases):
 
 
 def _call(arguments):
-    return textwrap.shorten(repr(arguments), 200, placeholder="...")
+    text = repr(arguments)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _same(result, expected):

@@ -182,13 +182,14 @@ def facts(name):
 
 
 def notebooks():
-    """What each notebook asks and what it costs."""
-    rows = []
+    """What each notebook asks, what it costs, and with which real model it has run whole."""
+    rows, real = [], json.loads((DATA / "results" / "real.json").read_text(encoding="utf-8"))
     for name, (question, minutes) in NOTEBOOKS.items():
         cost = record.load(DATA / "results" / "notebooks" / f"{name}.json")["metrics"]
-        title = name.replace("_", " ")
+        title, run = name.replace("_", " "), real.get(name, {"raised": True})
         rows.append({"notebook": f"[{title}](notebooks/{name}.ipynb)", "question": question, "your minutes": minutes,
-                     "machine, s": cost["seconds"], "peak GiB": f"{cost['peak_gib']:.1f}"})  # fmt: skip
+                     "machine, s": cost["seconds"], "peak GiB": f"{cost['peak_gib']:.1f}",
+                     "whole with": "—" if run["raised"] else run["model"]})  # fmt: skip
     return rows
 
 
