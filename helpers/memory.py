@@ -293,7 +293,7 @@ def _build(config, task, dtype, attn_implementation, peft, quantization_config, 
             if prepare_kbit:
                 network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
         if peft is not None:
-            network = _attach(network, copy.deepcopy(peft))
+            network = _attach(network, copy.deepcopy(peft), autocast_adapter_dtype=adapter_dtype is None)
             for parameter in network.parameters() if adapter_dtype else ():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(_dtype(adapter_dtype))
@@ -325,7 +325,7 @@ def _four_bit(network):
     return [module for module in network.modules() if type(module).__name__ == "Linear4bit"]
 
 
-def _attach(network, config):
+def _attach(network, config, **settings):
     """The model with its adapter, as peft makes it; an error names the layers that could be a target."""
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     if config.is_prompt_learning and model_class is PeftModel:
@@ -334,7 +334,7 @@ def _attach(network, config):
         raise _unpredictable(config, UNPREDICTABLE[type(config).__name__])
     try:
         with _Answers():
-            return model_class(network, config)
+            return model_class(network, config, **settings)
     except (NotImplementedError, RuntimeError) as error:
         raise _unpredictable(config, error) from error
     except (ValueError, TypeError) as error:
