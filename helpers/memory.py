@@ -23,7 +23,7 @@ import os
 import re
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -293,7 +293,7 @@ def _build(config, task, dtype, attn_implementation, peft, quantization_config, 
             if prepare_kbit:
                 network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
         if peft is not None:
-            network = _attach(network, copy.deepcopy(peft))
+            network = _attach(network, copy.deepcopy(peft), autocast_adapter_dtype=adapter_dtype is None)
             for parameter in network.parameters() if adapter_dtype else ():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(_dtype(adapter_dtype))
@@ -325,7 +325,7 @@ def _four_bit(network):
     return [module for module in network.modules() if type(module).__name__ == "Linear4bit"]
 
 
-def _attach(network, config):
+def _attach(network, config, **settings):
     """The model with its adapter, as peft makes it; an error names the layers that could be a target."""
     model_class = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     if config.is_prompt_learning and model_class is PeftModel:
@@ -334,7 +334,7 @@ def _attach(network, config):
         raise _unpredictable(config, UNPREDICTABLE[type(config).__name__])
     try:
         with _Answers():
-            return model_class(network, config)
+            return model_class(network, config, **settings)
     except (NotImplementedError, RuntimeError) as error:
         raise _unpredictable(config, error) from error
     except (ValueError, TypeError) as error:
@@ -400,21 +400,19 @@ def _packed(module, dtype):
     """A 4-bit weight as bitsandbytes keeps it: two parameters a byte, and constants for each block of 64."""
     from bitsandbytes.functional import QuantState
 
-    def empty(count, dtype):
-        return torch.empty(count, dtype=dtype)
-
+    empty = partial(torch.empty, dtype=torch.float32)
     old, shape = module.weight, (module.out_features, module.in_features)
     blocks = -(-math.prod(shape) // old.blocksize)
     nested = {}
     if old.compress_statistics:  # the constants are themselves quantised: 8 bits, in blocks of 256
-        outer = empty(-(-blocks // 256), torch.float32)
-        outer = QuantState(absmax=outer, blocksize=256, code=empty(256, torch.float32), dtype=torch.float32)
-        nested = {"offset": empty((), torch.float32), "state2": outer}
-    weight = empty((-(-math.prod(shape) // (2 * old.quant_storage.itemsize)), 1), old.quant_storage)
+        outer = empty(-(-blocks // 256))
+        outer = QuantState(absmax=outer, blocksize=256, code=empty(256), dtype=torch.float32)
+        nested = {"offset": empty(()), "state2": outer}
+    weight = empty((-(-math.prod(shape) // (2 * old.quant_storage.itemsize)), 1), dtype=old.quant_storage)
     weight = torch.nn.Parameter(weight, requires_grad=False)
     weight.quant_state = QuantState(
-        absmax=empty(blocks, torch.uint8 if nested else torch.float32), shape=torch.Size(shape), dtype=dtype,
-        blocksize=old.blocksize, code=empty(16, torch.float32), quant_type=old.quant_type, **nested,
+        absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32), shape=torch.Size(shape), dtype=dtype,
+        blocksize=old.blocksize, code=empty(16), quant_type=old.quant_type, **nested,
     )  # fmt: skip
     module.quant_state = weight.quant_state
     return weight
@@ -427,11 +425,10 @@ def _constants(state):
 
 def _count(network):
     """Trainable and all parameters; a 4-bit weight counts as the parameters that it stands for."""
-    sizes = [
-        (math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel(), p.requires_grad)
-        for p in network.parameters()
-    ]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+    sizes = Counter()
+    for parameter in network.parameters():
+        sizes[parameter.requires_grad] += math.prod(getattr(parameter, "quant_state", parameter).shape)
+    return sizes[True], sizes.total()
 
 
 # ---- Its optimizer: what the Trainer makes for a name (not paged ones: their state is no tensor of torch) -----
@@ -503,7 +500,7 @@ def _inputs(config, task, batch, length, target_length, padding):
 def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, watch, outputs_kept):
     """Forward and backward passes for one step, two optimizer steps; the passes of the second are the first's again."""
     ledger, outputs = watch.ledger, None
-    ledger.events = passes = []
+    nobody, ledger.events = ledger.events, (passes := [])
     for _ in range(min(gradient_accumulation_steps, 2)):  # from the second pass on, all are alike
         with operators.mixed_precision():
             outputs = network(**inputs)
@@ -511,7 +508,7 @@ def _train(network, inputs, optimizer, gradient_accumulation_steps, operators, w
         outputs = outputs if outputs_kept else None
         (loss / gradient_accumulation_steps).backward()
         del loss
-    ledger.events = None
+    ledger.events = nobody
     for step in range(STEPS):
         watch.before_step(optimizer)
         optimizer.step()
@@ -702,12 +699,11 @@ class measure(transformers.TrainerCallback):
         self.open.callback(register_optimizer_step_post_hook(watch.after_step).remove)
         return self
 
-    def __exit__(self, *error):
-        self.stop()
-
-    def stop(self):
+    def stop(self, *error):
         """Ends the measurement; only needed after a training with the callback was broken off by an error."""
         self.open.close()
+
+    __exit__ = stop
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.model = model
@@ -1037,7 +1033,7 @@ class _Ledger:
         self.device, self.allocator = torch.device(device), allocator
         self.live = {}  # a _Storage for each storage's address
         self.bytes, self.parts, self.count = 0, Counter(), 0  # alive now; their parts; storages that have come
-        self.events = None  # a list of storages that come, of tuples of one that goes, and of phases that begin
+        self.events = deque(maxlen=0)  # or a list: storages that come, tuples of one that goes, phases that begin
         self.highest = _Highest(0, Counter(), 0)
         self.timeline, self.step = [], 1
         self.lock = threading.RLock()  # other threads may free what this one made
@@ -1050,15 +1046,11 @@ class _Ledger:
     def enter(self, phase):
         """A new point of the timeline; but between two steps the next forward pass has begun already."""
         self._read_allocator()
-        self._happened(phase)
+        self.events.append(phase)
         last = self.timeline[-1] if self.timeline else {}
         if phase != "forward" or (last.get("phase"), last.get("step")) != ("forward", self.step):
             self.timeline.append({"step": self.step, "phase": phase, "bytes": 0})
         self._note(0 if self.on_cuda else self.bytes)
-
-    def _happened(self, event):
-        if self.events is not None:
-            self.events.append(event)
 
     def add(self, tensor, part, rename=False):
         """Counts the tensor's storage, if it is new; with `rename` a known one gets this part from its beginning on."""
@@ -1079,7 +1071,7 @@ class _Ledger:
         size = block.size if block else size
         self.count += 1
         self.live[address] = storage = _Storage(size, part, self.count, block)
-        self._happened(storage)
+        self.events.append(storage)
         self.parts[part] += size
         self.bytes += size
         if not self.on_cuda:
@@ -1099,7 +1091,7 @@ class _Ledger:
             storage = self.live.pop(address)
             self.parts[storage.part] -= storage.size
             self.bytes -= storage.size
-            self._happened((storage,))
+            self.events.append((storage,))
             if self.allocator:
                 self.allocator.release(storage.block)
 
@@ -1224,6 +1216,13 @@ class _Watch:
                     self.ledger.add(value, "optimizer", rename=True)
 
 
+def _like_the_first(function, x, y, **more):
+    """A sum or product; if it is like x, without torch's own way to its shape, which is in slow Python."""
+    alike = torch.broadcast_shapes(x.shape, getattr(y, "shape", ())) == x.shape
+    alike = alike and x.is_floating_point() and getattr(y, "dtype", x.dtype) == x.dtype
+    return torch.empty_like(x) if alike and x.is_meta else function(x, y, **more)
+
+
 class _Answers(TorchDispatchMode):
     """Answers for what tensors without values cannot say: a number is 1, and of a mask all is chosen."""
 
@@ -1232,6 +1231,8 @@ class _Answers(TorchDispatchMode):
         torch.ops.aten.nonzero.default: lambda x: x.new_empty((x.numel(), x.dim()), dtype=torch.long),
         torch.ops.aten.bincount.default: lambda x, weights=None, minlength=0: x.new_empty(minlength),
         torch.ops.aten.index.Tensor: lambda x, indices: torch.ops.aten.index.Tensor(x, [*_all_of(indices)]),
+        torch.ops.aten.add.Tensor: partial(_like_the_first, torch.ops.aten.add.Tensor),
+        torch.ops.aten.mul.Tensor: partial(_like_the_first, torch.ops.aten.mul.Tensor),
     }
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -588,6 +588,23 @@ def test_an_evaluation_is_predicted_and_named():
     assert "The peak is the evaluation: logits 640 x 32 x 500 in bfloat16, twice while they are joined." in why
 
 
+@pytest.mark.parametrize("eval_rows", [None, 640])
+def test_an_evaluation_of_the_trainer_takes_what_was_predicted(tmp_path, eval_rows):
+    row = dict(input_ids=[1] * 32, attention_mask=[1] * 32, labels=[1] * 32)
+    arguments = TrainingArguments(
+        tmp_path, per_device_train_batch_size=2, per_device_eval_batch_size=64, max_steps=2, eval_strategy="steps",
+        eval_steps=2, optim="adamw_torch", use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    measured, model = memory.measure(), transformers.LlamaForCausalLM(LLAMA)
+    score = (lambda predictions: {}) if eval_rows else None  # else the Trainer keeps no logits
+    rows = dict(train_dataset=[row] * 4, eval_dataset=[row] * 640)
+    Trainer(model, arguments, **rows, callbacks=[measured], compute_metrics=score).train()
+    settings = dict(optim="adamw_torch", device="cpu", eval_batch=64, eval_rows=eval_rows)
+    predicted = memory.predict(LLAMA, **SMALL, **settings)
+    assert predicted.phase == measured.phase == "evaluation"
+    assert predicted.peak == pytest.approx(measured.peak, rel=0.02)
+
+
 def test_a_loop_that_keeps_the_outputs_holds_the_logits_of_the_step_before():
     usual, kept = (memory.predict(LLAMA, batch=8, length=128, outputs_kept=keep) for keep in (False, True))
     logits = 8 * 128 * 500 * 4
