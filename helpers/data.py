@@ -35,6 +35,7 @@ import tempfile
 import unicodedata
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -1216,7 +1217,7 @@ def label_maps(dataset, *, label="label"):
 
 # ---- Conversations -----------------------------------------------------------------------------------
 
-CHATS = ("messages", "conversations", "conversation")
+CHATS = ("messages", "conversations", "conversation", "contents")
 PAIRS = (  # columns that data sets have: a line of the prompt each, and the answer last
     *(("instruction", more, said) for more in ("input", "context") for said in ("output", "response")),
     ("instruction", "output"),
@@ -1225,20 +1226,24 @@ PAIRS = (  # columns that data sets have: a line of the prompt each, and the ans
     ("prompt", "completion"),
     ("prompt", "response"),
 )
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 ROLES = ("system", "user", "assistant", "tool")
-WRITTEN = {"from": "role", "value": "content"}  # as ShareGPT calls them
-SPEAKERS = {"human": "user", "developer": "system", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+WRITTEN = {"from": "role", "value": "content", "parts": "content"}  # as ShareGPT and Gemini call them
+SPEAKERS = {"human": "user", "developer": "system"}
+SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "chatbot", "model"), "assistant")
 SPEAKERS |= dict.fromkeys(("function", "observation", "function_response", "ipython"), "tool")
 
 
 def to_messages(dataset, *, prompt=None, answer=None, system=None):
     """Turns rows into conversations: one column `messages`, a list of {"role", "content"} that ends with an answer.
 
-    Known are conversations (a column `messages` or `conversations`; OpenAI's and ShareGPT's names of roles, contents
-    that are lists of text parts), the pairs of columns in `PAIRS`, such as `instruction`, `input` (it may be empty)
-    and `output` of Alpaca, with its `history` and `system`, or `context` and `response` of Dolly, and any others that
-    you name: `answer` is a column, `prompt` a column or a format string such as "{passage} {question}". Of SQuAD's
-    `answers` the first is taken. `system` is put in front of every conversation. Works on a dict of splits too.
+    Known are conversations (a column `messages`, `conversations` or `contents`, or TRL's `prompt` and `completion`;
+    lists or JSON text; the names of roles of OpenAI, ShareGPT and Gemini; contents that are lists of text parts), the
+    pairs of columns in `PAIRS`, such as `instruction`, `input` (it may be empty) and `output` of Alpaca, with its
+    `history`, or `context` and `response` of Dolly, and any others that you name: `answer` is a column, `prompt` a
+    column or a format string such as "{passage} {question}". Of SQuAD's `answers` the first is taken. A column of
+    `SYSTEMS`, such as `system_prompt`, is the system's message of its row; `system` is that of all conversations. Works
+    on a dict of splits too.
 
     Where a conversation calls tools, messages keep their `tool_calls` exactly as they are in the file, messages of the
     role `tool` answer them, and a column `tools` stays too: both are JSON, as `datasets.Json`.
@@ -1260,33 +1265,65 @@ Rename a column to it, or pass the name of yours.
         raise DataError('prompt= and answer= belong together, such as prompt="question", answer="reply". Pass both.')
     splits, problems, needs = _splits(dataset), Problems(), set()
     for where, rows in splits.items():
-        chat, fields, target = _shape(rows, prompt, answer)
-        if chat:
-            needs |= _check_turns(problems, where, rows, chat, system)
-        elif target:
-            _check_pairs(problems, where, _with_text_answers(rows, target), fields, target.removesuffix(".text"))
-            if prompt is None:
-                _check_more(problems, where, rows)
-        else:
-            problems.add(
-                where,
-                f'has no column "messages" or "conversations", nor "instruction" and "output", it has '
-                f"{_names(rows.column_names)}. Name your own in data.to_messages, such as "
-                'prompt="{passage} {question}", answer="reply".',
-            )
+        shape = _shape(rows, prompt, answer)
+        if isinstance(shape, str):
+            problems.add(where, shape)
+        elif _fits_shape(problems, where, rows, shape):
+            needs |= _check_turns(problems, where, rows, shape, system)
     problems.raise_all(", ".join(splits))
-    return _each(dataset, lambda rows: _conversations(rows, *_shape(rows, prompt, answer), system, needs))
+    return _each(dataset, lambda rows: _conversations(rows, _shape(rows, prompt, answer), system, needs))
+
+
+class Shape(NamedTuple):
+    """The columns of lists of messages; or the prompt and the column of the answer; and those that come with them."""
+
+    chat: tuple
+    prompt: str | tuple | None
+    answer: str | None
+    more: tuple
 
 
 def _shape(rows, prompt, answer):
-    """The column of conversations; or the prompt and the column of the answer; None for what there is not."""
+    """The `Shape` of rows, or what is wrong with their columns."""
     columns = rows.column_names
-    if prompt is not None:
-        return None, prompt, answer
-    if chat := next((name for name in CHATS if name in columns), None):
-        return chat, None, None
+    kinds = {name: _kind(rows.features[name]) for name in columns}
+    chats = sorted({*CHATS} & {*columns}, key=lambda name: (kinds[name] != "list of objects", CHATS.index(name)))
     pair = next((pair for pair in PAIRS if {*pair} <= {*columns}), None)
-    return (None, pair[:-1], pair[-1]) if pair else (None, None, None)
+    if prompt is not None:
+        answer = answer if answer in columns else answer.removesuffix(".text")
+        fields, chats = _fields(prompt), []
+    elif chats and (not pair or kinds[chats[0]] == "list of objects"):
+        fields, chats = [], chats[:1]
+    elif pair:
+        *fields, answer = pair
+        prompt, chats = tuple(fields), []
+        if others := sorted({*itertools.chain(*PAIRS)} & {*columns} - {*pair}):
+            return (
+                f"has {_names(pair)}, and {_names(others)} too. Say what belongs to the prompt, such as prompt="
+                f'"{{{others[0]}}} {{{pair[0]}}}", answer="{answer}".'
+            )
+    else:
+        return (
+            f'has no column "messages" or "conversations", nor "instruction" and "output", it has {_names(columns)}. '
+            'Name your own in data.to_messages, such as prompt="{passage} {question}", answer="reply".'
+        )
+    if [kinds.get(name) for name in (*fields, answer)] == ["list of objects"] * 2:
+        chats, prompt, answer = [*fields, answer], None, None
+    known = "history" in columns and (isinstance(prompt, tuple) or kinds["history"] == "list of list of string")
+    more = [name for name in (*SYSTEMS, "tools", *(["history"] if known else [])) if name in columns]
+    return Shape(tuple(chats), prompt, answer, tuple(name for name in more if name not in fields))
+
+
+def _fits_shape(problems, where, rows, shape):
+    """Whether the columns hold what they should; notes as a problem what does not fit."""
+    before = len(problems.counts)
+    for name in shape.chat:
+        if not re.fullmatch("list of objects|null|string.*", _kind(rows.features[name])):
+            what = f'column "{name}" holds no lists of {{"role": "user", "content": "..."}}'
+            problems.add(where, f"{what}. Make them such lists, or name other columns: prompt=, answer=.")
+    if not shape.chat:
+        _check_pairs(problems, where, _with_text_answers(rows, shape.answer), shape.prompt, shape.answer)
+    return len(problems.counts) == before and _check_columns(problems, where, rows, [*shape.chat])
 
 
 def _check_pairs(problems, where, rows, prompt, answer):
@@ -1302,20 +1339,8 @@ def _check_pairs(problems, where, rows, prompt, answer):
             _check_texts(problems, where, rows, column, unanswered if column == "answers" else "Fill it in")
 
 
-def _check_more(problems, where, rows):
-    """Notes columns that belong to a conversation and are not of a kind that is read."""
-    for column, kind in {"history": f"null|list of (null|{WORDS})", "system": TEXT}.items():
-        if column in rows.column_names and not re.fullmatch(kind, _kind(rows.features[column])):
-            problems.add(where, f'column "{column}" holds {_kind(rows.features[column])}. Rename or correct it.')
-        elif column in rows.column_names and column == "history":
-            for row, (talk,) in _numbered(rows, column):
-                if any(len(turn or ()) != 2 or not all((said or "").strip() for said in turn) for turn in talk or ()):
-                    problems.add(where, "history holds more than pairs of a question and an answer. Correct it.", row)
-
-
-def _with_text_answers(rows, answer):
+def _with_text_answers(rows, column):
     """The same rows with the first of SQuAD's `answers`, or of a list, as a text; null where there is none."""
-    column = answer.removesuffix(".text")
     if column not in rows.column_names or _kind(rows.features[column]) not in ("objects", "list of string"):
         return rows
 
@@ -1328,37 +1353,39 @@ def _with_text_answers(rows, answer):
     return _map(rows.with_format(None), lambda batch: {column: list(map(first, batch[column]))}, features=features)
 
 
-def _check_turns(problems, where, rows, chat, system):
+def _check_turns(problems, where, rows, shape, system):
     """Notes what is wrong with conversations; returns what they need: "writing" in our form, "JSON" for tools."""
-    needs = {"JSON"} if "tools" in rows.column_names else set()
-    if not re.fullmatch("list of objects|null", _kind(rows.features[chat])):
-        what = f'column "{chat}" holds no lists of {{"role": "user", "content": "..."}}'
-        problems.add(where, f"{what}. Make them such lists, or name other columns: prompt=, answer=.")
-    elif _check_columns(problems, where, rows, [chat]):
-        pieces = rows.with_format("arrow").iter(BATCH)
-        for row, values in enumerate(itertools.chain.from_iterable(_talks(piece, chat) for piece in pieces), 1):
-            try:
-                messages, _ = _conversation(values, chat, system)
-                needs |= {"writing"} if messages != values[chat] else set()
-                needs |= {"JSON"} if any(message.keys() != {"role", "content"} for message in messages) else set()
-            except ValueError as error:
-                problems.add(where, f"{error}.", row)
+    needs = {"JSON"} if "tools" in shape.more else set()
+    rows = _with_columns_of(rows, shape)
+    pieces = rows.with_format("arrow").iter(BATCH)
+    for row, values in enumerate(itertools.chain.from_iterable(map(_talks, pieces)), 1):
+        try:
+            messages, _ = _conversation(values, shape, system)
+            needs |= {"writing"} if messages != values.get("messages") else set()
+            needs |= {"JSON"} if any(message.keys() != {"role", "content"} for message in messages) else set()
+        except ValueError as error:
+            problems.add(where, f"{error}.", row)
     return needs
 
 
-def _talks(table, chat):
-    """The rows of an Arrow table as far as they belong to conversations; JSON as it is in the file."""
+def _with_columns_of(rows, shape):
+    """The rows with the columns that make conversations, an answer as a text."""
+    told = shape.chat or (*_fields(shape.prompt), shape.answer)
+    return _with_text_answers(rows, shape.answer).select_columns([*told, *shape.more])
+
+
+def _talks(table):
+    """The rows of an Arrow table; JSON as it is in the file."""
 
     def value(found, type_):
-        if pa.types.is_list(type_) and found is not None:
+        if (pa.types.is_list(type_) or pa.types.is_large_list(type_)) and found is not None:
             return [value(item, type_.value_type) for item in found]
         if isinstance(type_, pa.JsonType):
             return None if found is None else json.loads(found)
         return _without_nulls(found) if pa.types.is_struct(type_) else found
 
-    names = [name for name in (chat, "tools", "system") if name in table.column_names]
-    columns = [[value(found, table[name].type) for found in table[name].to_pylist()] for name in names]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    columns = [[value(found, column.type) for found in column.to_pylist()] for column in table.columns]
+    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _without_nulls(value):
@@ -1376,17 +1403,23 @@ def _without_nulls(value):
 UNSURE = object()
 
 
-def _conversation(row, chat, system):
+def _conversation(row, shape, system):
     """The messages and the tools of a row in the house's form; a ValueError says what is wrong with them."""
-    messages = [_message(message) for message in row[chat] or []]
+    if shape.chat:
+        messages = [_message(message) for name in shape.chat for message in _listed_in(row[name], name)]
+    else:
+        messages = list(_turns(row, shape.prompt, shape.answer))
     if not messages:
         raise ValueError("there are no messages. Drop the row")
-    if not isinstance(row.get("system") or "", str):
-        raise ValueError('column "system" holds no text. Rename or correct it')
-    if (row.get("system") or "").strip() and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": row["system"]}, *messages]
-    if system and messages[0]["role"] == "system":
-        raise ValueError("there is a system message already. Leave system= out")
+    told = [system] if system else []
+    told += [text for name in SYSTEMS if name in shape.more and (text := _told(row[name], name))]
+    inside = messages[0]["role"] == "system"
+    told += [messages[0]["content"]] if inside else []
+    if len({*told}) > 1:
+        cure = "Leave system= out" if system else "Take one of them out"
+        raise ValueError(f"there is a system message already, {_short(told[-1])}. {cure}")
+    if told and not inside:
+        messages = [{"role": "system", "content": told[0]}, *messages]
     order = "".join("c" if message.get("tool_calls") else message["role"][0] for message in messages)
     if not re.fullmatch("s?(u(ct+)*a)*u(ct+)*[ac]", order):
         tools = " and answers of tools after the calls of the assistant" if {*order} & {*"ct"} else ""
@@ -1394,19 +1427,49 @@ def _conversation(row, chat, system):
             "user and assistant do not take turns, the user first and an assistant's answer last, at most with a "
             f"system message in front{tools}. Join messages of one role, add the answer, or drop the row"
         )
-    return ([{"role": "system", "content": system}] if system else []) + messages, _decoded(row.get("tools"))
+    return messages, _decoded(row.get("tools"), "the list of tools")
+
+
+def _listed_in(value, name):
+    """The messages of a cell, which may be JSON as text."""
+    found = _decoded(value, f'column "{name}"') or []
+    if not isinstance(found, list):
+        raise ValueError(f'column "{name}" holds {_short(value)}, no list of messages. Correct it, or drop the row')
+    return found
+
+
+def _told(value, name):
+    """The text of a system's message that has a column of its own: text, or Gemini's object of parts; or None."""
+    if not value or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        return _message({"content": value} | (value if isinstance(value, dict) else {}) | {"role": "system"})["content"]
+    except ValueError:
+        raise ValueError(f'column "{name}" holds no text. Rename or correct it') from None
+
+
+def _turns(row, prompt, answer):
+    """Yields the messages of a row of columns: a prompt and an answer, and what was said before them."""
+    for turn in row.get("history") or []:
+        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(s, str) and s.strip() for s in turn)):
+            raise ValueError("history holds more than pairs of a question and an answer. Correct it")
+        asked, said = turn
+        yield from ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+    lines = [_filled(prompt, row)] if isinstance(prompt, str) else [row[name] or "" for name in prompt]
+    question = lines[0] if len(lines) == 1 else "\n".join(filter(str.strip, lines))
+    yield from ({"role": "user", "content": question}, {"role": "assistant", "content": row[answer]})
 
 
 def _message(message):
     """A message in the house's form: role, content and, where there are such, the calls of tools."""
-    if message is None:
-        raise ValueError("a message is null. Drop the row")
+    if not isinstance(message, dict):
+        raise ValueError(f"a message is {'null' if message is None else _short(message)}. Drop the row")
     message = {WRITTEN.get(key, key): value for key, value in message.items() if value is not None}
     role = str(message.get("role")).lower()
     role = SPEAKERS.get(role, role)
     content = message.get("content")
     if role == "function_call":  # ShareGPT writes a call as JSON
-        role, content, message["function_call"] = "assistant", None, _decoded(content)
+        role, content, message["function_call"] = "assistant", None, _decoded(content, "a call")
     if role not in ROLES:
         raise ValueError(
             f"role {_short(role)} is not one of {_names(ROLES)}{_closest(str(role), ROLES, 'closest')}. Rename it"
@@ -1415,7 +1478,7 @@ def _message(message):
         raise ValueError("weight 0 takes an answer out of the loss: not done here. End the conversation before it")
     if isinstance(content, list):
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part or {} for part in content]
-        if odd := [part.get("type") for part in parts if not isinstance(part.get("text"), str)]:
+        if odd := [part.get("type") or _names(part) for part in parts if not isinstance(part.get("text"), str)]:
             raise ValueError(f"a part of the content is {_short(odd[0])}, not text. Drop the row")
         content = "\n".join(part["text"] for part in parts)
     calls = message.get("tool_calls") or [
@@ -1437,14 +1500,16 @@ def _message(message):
     return {name: value for name, value in kept.items() if name != "tool_calls" or value}
 
 
-def _decoded(value):
-    """What a text of JSON says; anything else is left as it is."""
+def _decoded(value, what):
+    """What a text of JSON says, or one that Python writes; anything else is left as it is."""
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"a call or list of tools is no JSON ({error}). Correct it, or drop the row") from None
+        return DECODER.decode(value.strip())
+    except (RecursionError, ValueError) as error:
+        with contextlib.suppress(RecursionError, SyntaxError, ValueError, MemoryError):
+            return ast.literal_eval(value.strip())
+        raise ValueError(f"{what} is no JSON ({error}). Correct it, or drop the row") from None
 
 
 def for_template(message):
@@ -1461,14 +1526,14 @@ def for_template(message):
     return message | ({"tool_calls": calls} if calls else {})
 
 
-def _conversations(rows, chat, prompt, answer, system, needs):
+def _conversations(rows, shape, system, needs):
     """The column of messages, with the tools where there are some."""
     plain = "JSON" not in needs
-    if chat and not needs and not system and rows.features.get("messages") == MESSAGES["messages"]:
+    if not needs and not system and rows.features.get("messages") == MESSAGES["messages"]:
         return rows.select_columns("messages")  # nothing to write
 
     def talks(table):
-        made = [_conversation(row, chat, system) for row in _talks(table, chat)]
+        made = [_conversation(row, shape, system) for row in _talks(table)]
         if plain:
             return {"messages": [messages for messages, _ in made]}
         arrays = [
@@ -1477,30 +1542,10 @@ def _conversations(rows, chat, prompt, answer, system, needs):
         ]
         return pa.table(dict(zip(("messages", "tools"), arrays, strict=True)))
 
-    def pairs(batch):
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return {"messages": [list(_turns(row, prompt, answer, system)) for row in rows]}
-
-    if chat:
-        columns = [name for name in (chat, "tools", "system") if name in rows.column_names]
-        features = MESSAGES if plain else Features({"messages": List(Json()), "tools": Json()})
-        made = _map(rows.with_format("arrow").select_columns(columns), talks, remove_columns=columns, features=features)
-        return made if plain or "tools" in rows.column_names else made.remove_columns("tools")
-    rows, answer = _with_text_answers(rows, answer), answer.removesuffix(".text")
-    more = [] if isinstance(prompt, str) else [name for name in ("history", "system") if name in rows.column_names]
-    columns = list(dict.fromkeys([*_fields(prompt), *more, answer]))
-    return _map(rows.with_format(None).select_columns(columns), pairs, remove_columns=columns, features=MESSAGES)
-
-
-def _turns(row, prompt, answer, system):
-    """Yields the messages of a row of columns: a prompt and an answer; of Alpaca with what was said before them."""
-    known = not isinstance(prompt, str)
-    if told := system or (known and row.get("system")):
-        yield {"role": "system", "content": told}
-    for asked, said in (row.get("history") or []) if known else []:
-        yield from ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
-    question = "\n".join(filter(str.strip, [row[name] or "" for name in prompt])) if known else _filled(prompt, row)
-    yield from ({"role": "user", "content": question}, {"role": "assistant", "content": row[answer]})
+    rows = _with_columns_of(rows, shape)
+    features = MESSAGES if plain else Features({"messages": List(Json()), "tools": Json()})
+    made = _map(rows.with_format("arrow"), talks, remove_columns=rows.column_names, features=features)
+    return made if plain or "tools" in rows.column_names else made.remove_columns("tools")
 
 
 def _fields(prompt):
