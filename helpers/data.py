@@ -1228,6 +1228,7 @@ PAIRS = (  # columns that data sets have: a line of the prompt each, and the ans
 )
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 ROLES = ("system", "user", "assistant", "tool")
+NO_LIST = 'column "{}" holds no list of {{"role": "user", "content": "..."}}'
 WRITTEN = {"from": "role", "value": "content", "parts": "content"}  # as ShareGPT and Gemini call them
 SPEAKERS = {"human": "user", "developer": "system"}
 SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "chatbot", "model"), "assistant")
@@ -1319,7 +1320,7 @@ def _fits_shape(problems, where, rows, shape):
     before = len(problems.counts)
     for name in shape.chat:
         if not re.fullmatch("list of objects|null|string.*", _kind(rows.features[name])):
-            what = f'column "{name}" holds no lists of {{"role": "user", "content": "..."}}'
+            what = f"{NO_LIST.format(name)}, but {_kind(rows.features[name])}"
             problems.add(where, f"{what}. Make them such lists, or name other columns: prompt=, answer=.")
     if not shape.chat:
         _check_pairs(problems, where, _with_text_answers(rows, shape.answer), shape.prompt, shape.answer)
@@ -1432,9 +1433,12 @@ def _conversation(row, shape, system):
 
 def _listed_in(value, name):
     """The messages of a cell, which may be JSON as text."""
-    found = _decoded(value, f'column "{name}"') or []
+    try:
+        found = _decoded(value, "it") or []
+    except ValueError as error:
+        found = str(error)
     if not isinstance(found, list):
-        raise ValueError(f'column "{name}" holds {_short(value)}, no list of messages. Correct it, or drop the row')
+        raise ValueError(f'{NO_LIST.format(name)}: {_short(found)}. Correct it, or name columns: prompt=, answer=')
     return found
 
 

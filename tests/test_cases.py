@@ -7,7 +7,7 @@ can, the line ends in what it says.
 import json
 
 import pytest
-from test_chat_templates import TURNS, chats, of
+from test_chat_templates import FAMILIES, TURNS, chats, of
 
 from helpers import data, new, text
 
@@ -240,7 +240,7 @@ def test_a_project_says_what_helpers_say(task, file, name, scripts, tmp_path, mo
 
 
 @pytest.mark.parametrize("answers", ["all", "last"])
-@pytest.mark.parametrize("family", ["ChatML", "Llama 3", "Mistral", "Gemma", "Qwen 3", "Phi"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_project_learns_the_tokens_that_helpers_mark(family, answers, scripts):
     tokenizer, example = of(family), scripts["generation"].chat_example
     found = answer(lambda: text.tokenize_chat(chats(TURNS), tokenizer, answers=answers).to_list(), data.DataError)

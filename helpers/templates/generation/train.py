@@ -344,7 +344,10 @@ def templated(messages, tokenizer, **options):
         ) from None
 
 
-DOES_NOT_SHOW = "data: the chat template does not show where an answer begins and ends: set another chat_template."
+SHOWS = "data: the chat template {}, so it does not show where an answer begins and ends: set another chat_template."
+LEAVES_OUT = "data: the chat template leaves out the system's message: set another chat_template, or leave it out too."
+JOINED = "data: the prompt's end and the answer's start are one token: take white space off one, or set chat_template."
+END_INSIDE = "data: an answer holds the text of the token that ends answers, so the model would stop there. Take it out."
 REWRITES = (
     "data: the chat template writes an answer in another way once others follow, so not all of a row can count. "
     "Set data.answers: last, and only the last one does; or make each answer the end of a row of its own."
@@ -354,20 +357,70 @@ REWRITES = (
 def chat_example(messages, tokenizer, only_last=False):
     """A conversation as token ids; the answers count, with their ends; the other tokens have -100, which is skipped."""
     whole = templated(messages, tokenizer)
-    special, labels = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), [-100] * len(whole)
-    for i, message in enumerate(messages):
-        is_last = i == len(messages) - 1
-        if message["role"] == "assistant" and (is_last or not only_last):
-            start = prompt_ids(messages[:i], tokenizer, to_encoder=False)
-            end = templated(messages[: i + 1], tokenizer)
-            pairs = enumerate(zip(whole, end, strict=False))  # some templates end the last turn in another way
-            same = next((at for at, (one, other) in pairs if one != other), min(len(whole), len(end)))
-            changed = [one for one in end[same:] if one not in special and tokenizer.decode([one]).strip()]
-            stop = max((at + 1 for at in range(len(start), same) if whole[at] in special), default=0)
-            if whole[: len(start)] != start or changed or not stop:
-                raise ConfigError(DOES_NOT_SHOW if is_last else REWRITES)
-            labels[len(start) : stop] = whole[len(start) : stop]  # some templates go on after the end
+    if messages[0]["role"] == "system":  # changed, as a template may have the same text by default
+        changed = [{**messages[0], "content": messages[0]["content"] + "."}, *messages[1:]]
+        if templated(changed, tokenizer) == whole:
+            raise ConfigError(LEAVES_OUT)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    answers, spans, labels = answers[-1:] if only_last else answers, marked(messages, tokenizer), [-100] * len(whole)
+    for start, stop in spans[-len(answers) :] or [added(messages, i, tokenizer, whole) for i in answers]:
+        labels[start:stop] = whole[start:stop]
     return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
+
+
+def body_and_end(ids, start, stop, tokenizer):
+    """Where an answer's own tokens end, and where the last special token behind them does, or None."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special, body = special | set(tokenizer.all_special_ids), stop
+    while body > start and (ids[body - 1] in special or not tokenizer.decode(ids[body - 1]).strip()):
+        body -= 1
+    return body, max((at + 1 for at in range(body, stop) if ids[at] in special), default=None)
+
+
+def marked(messages, tokenizer):
+    """The tokens of each answer that the template marks with {% generation %}; none where it does not mark them all.
+
+    Some tokenizers place characters wrongly, and some marks leave the end out: then they do not count.
+    """
+    if not tokenizer.is_fast or not re.search(r"{%-?\s*generation\b", tokenizer.get_chat_template()):
+        return []
+    encoded = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
+    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+    starts = [at for at, (before, now) in enumerate(zip([0, *mask], mask, strict=False)) if now and not before]
+    stops = [next((at for at in range(start, len(mask)) if not mask[at]), len(mask)) for start in starts]
+    stops = [body_and_end(ids, start, stop, tokenizer)[1] for start, stop in zip(starts, stops, strict=True)]
+    said = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    if len(starts) != len(said) or None in stops:
+        return []
+    spans = list(zip(starts, stops, strict=True))
+    written = [tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False) for start, stop in spans]
+    return spans if all(one in text for one, text in zip(said, written, strict=True)) else []
+
+
+def added(messages, i, tokenizer, whole):
+    """The tokens of answer i: what the template adds to the prompt that asks for it."""
+    asked, turn = prompt_ids(messages[:i], tokenizer, to_encoder=False), templated(messages[: i + 1], tokenizer)
+    start, content, is_last = len(asked), messages[i]["content"].strip(), i == len(messages) - 1
+    text = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+    prompt = text(messages[:i], add_generation_prompt=True)
+    if whole[:start] != asked:
+        other = SHOWS.format("does not begin an answer as it asks for one") if is_last else REWRITES
+        raise ConfigError(JOINED if text(messages).startswith(prompt) else other)
+    body, stop = body_and_end(turn, start, len(turn), tokenizer)
+    if stop is None:
+        raise ConfigError(SHOWS.format("ends an answer with no special token"))
+    heading = text(messages[: i + 1])[len(prompt) :].partition(content)[0].strip()
+    with contextlib.suppress(jinja2.TemplateError):  # of a template that refuses to end with a question
+        if heading and text(messages[:i]).startswith(prompt):
+            raise ConfigError(SHOWS.format("adds nothing to ask for an answer"))
+    if tokenizer.convert_ids_to_tokens(turn[stop - 1]) in content:
+        raise ConfigError(END_INSIDE)
+    pairs = enumerate(zip(whole, turn, strict=False))  # some templates end the last turn in another way
+    same = next((at for at, (one, other) in pairs if one != other), min(len(whole), len(turn)))
+    stop = body_and_end(whole, start, same, tokenizer)[1]
+    if body > same or stop is None:
+        raise ConfigError(REWRITES)
+    return start, stop
 
 
 def pair_example(messages, tokenizer):
