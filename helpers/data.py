@@ -1438,7 +1438,7 @@ def _listed_in(value, name):
     except ValueError as error:
         found = str(error)
     if not isinstance(found, list):
-        raise ValueError(f'{NO_LIST.format(name)}: {_short(found)}. Correct it, or name columns: prompt=, answer=')
+        raise ValueError(f"{NO_LIST.format(name)}: {_short(found)}. Correct it, or name columns: prompt=, answer=")
     return found
 
 

@@ -7,7 +7,13 @@ can, the line ends in what it says.
 import json
 
 import pytest
-from test_chat_templates import FAMILIES, TURNS, chats, of
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_chat_templates import FAMILIES, RANDOM, RANDOM_LETTERS, TURNS, chats, conversations, of, shapes, template_of
+from test_chat_templates import many as many_templates
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+from writing import talk
 
 from helpers import data, new, text
 
@@ -250,3 +256,43 @@ def test_a_project_learns_the_tokens_that_helpers_mark(family, answers, scripts)
     else:
         wanted = json.loads(found[0])
         assert json.loads(project[0]) == {name: wanted[name] for name in ("input_ids", "attention_mask", "labels")}
+
+
+@settings(many_templates, max_examples=60)
+@given(shapes, conversations, st.sampled_from([RANDOM, RANDOM_LETTERS]), st.booleans())
+def test_a_project_learns_what_helpers_mark_with_random_templates(scripts, shape, drawn, tokenizer, only_last):
+    system, contents = drawn
+    messages = talk(*contents[: len(contents) // 2 * 2], system=system)
+    tokenizer.chat_template = template_of(shape)
+    special = set(tokenizer.all_special_ids)
+    made = text._chat_examples(tokenizer, special, "last" if only_last else "all", {"messages": [messages]})
+    [(_, example, problem)] = made
+    project = answer(lambda: [scripts["generation"].chat_example(messages, tokenizer, only_last)], ValueError)
+    if problem:
+        assert isinstance(project, str)
+    else:
+        wanted = {name: example[name] for name in ("input_ids", "attention_mask", "labels")}
+        assert json.loads(project[0]) == wanted
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_that_had_ended_makes_no_more_step(scripts, tmp_path):
+    """`Trainer` would make one more: it looks at the number of steps after each only."""
+    rows = [{"input_ids": [1, 2 + i % 7], "labels": i % 2} for i in range(10)]
+    sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    settings = dict(max_steps=3, save_steps=3, per_device_train_batch_size=2, lr_scheduler_type="constant")
+
+    def trainer():
+        set_seed(0)
+        arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, **settings)
+        return Trainer(BertForSequenceClassification(BertConfig(**sizes)), arguments, train_dataset=rows)
+
+    first, of_trainer = trainer(), trainer()
+    scripts["tokens"].go_on(first, None)
+    for script in scripts.values():
+        again = trainer()
+        script.go_on(again, str(tmp_path / "checkpoint-3"))
+        assert again.state.global_step == 3
+        assert all(map(torch.equal, first.model.parameters(), again.model.parameters()))
+    of_trainer.train(resume_from_checkpoint=True)
+    assert of_trainer.state.global_step == 4, "transformers is mended: go_on is needed no more"

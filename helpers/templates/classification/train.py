@@ -41,6 +41,7 @@ from transformers import (
     EarlyStoppingCallback,
     HfArgumentParser,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -508,6 +509,23 @@ def predicted(trainer, examples):
     return summed / np.bincount(places)[:, None], output.metrics["part_loss"]
 
 
+def go_on(trainer, checkpoint):
+    """Trains, from a checkpoint if there is one; of a training that had come to its end the best model is loaded.
+
+    `Trainer` looks at its number of steps only after a step, so from the last checkpoint it would make one too many.
+    """
+    noted = Path(checkpoint or "") / "trainer_state.json"
+    state = TrainerState.load_from_json(noted) if checkpoint else TrainerState()
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not control.get("should_training_stop"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    state.is_world_process_zero = trainer.is_world_process_zero()  # as every process reads the file of the first
+    trainer.state, best = state, state.best_model_checkpoint
+    keeps_best = trainer.args.load_best_model_at_end and best and Path(best).exists()
+    trainer._load_from_checkpoint(best if keeps_best else checkpoint)
+
+
 def evaluate(trainer, tokenizer, config, rows, examples):
     """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
 
@@ -577,7 +595,7 @@ def brief_run(config, rate, steps, tokenizer, examples):
         arguments = training_arguments(asked)
         begin(asked, arguments)
         trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+        go_on(trainer, last_whole_checkpoint(arguments.output_dir))
         record = {"settings": asked, "metrics": trainer.evaluate()}
         if trainer.is_world_process_zero():
             record_file(asked).write_text(json.dumps(record), encoding="utf-8")
@@ -639,7 +657,7 @@ def main(path="config.yaml"):
     trainer = make_trainer(config, arguments, model, tokenizer, examples)
     checkpoint = last_whole_checkpoint(arguments.output_dir)
     print(f"goes on from {Path(checkpoint).name}" if checkpoint else "begins anew")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    go_on(trainer, checkpoint)
 
     # Scores
     results = evaluate(trainer, tokenizer, config, rows, examples)

@@ -46,6 +46,7 @@ from transformers import (
     GenerationConfig,
     HfArgumentParser,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -347,7 +348,7 @@ def templated(messages, tokenizer, **options):
 SHOWS = "data: the chat template {}, so it does not show where an answer begins and ends: set another chat_template."
 LEAVES_OUT = "data: the chat template leaves out the system's message: set another chat_template, or leave it out too."
 JOINED = "data: the prompt's end and the answer's start are one token: take white space off one, or set chat_template."
-END_INSIDE = "data: an answer holds the text of the token that ends answers, so the model would stop there. Take it out."
+END_INSIDE = "data: an answer holds the text of the token that ends answers, so the model would stop there. Drop it."
 REWRITES = (
     "data: the chat template writes an answer in another way once others follow, so not all of a row can count. "
     "Set data.answers: last, and only the last one does; or make each answer the end of a row of its own."
@@ -636,6 +637,23 @@ def last_whole_checkpoint(folder):
             continue
 
 
+def go_on(trainer, checkpoint):
+    """Trains, from a checkpoint if there is one; of a training that had come to its end the best model is loaded.
+
+    `Trainer` looks at its number of steps only after a step, so from the last checkpoint it would make one too many.
+    """
+    noted = Path(checkpoint or "") / "trainer_state.json"
+    state = TrainerState.load_from_json(noted) if checkpoint else TrainerState()
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not control.get("should_training_stop"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    state.is_world_process_zero = trainer.is_world_process_zero()  # as every process reads the file of the first
+    trainer.state, best = state, state.best_model_checkpoint
+    keeps_best = trainer.args.load_best_model_at_end and best and Path(best).exists()
+    trainer._load_from_checkpoint(best if keeps_best else checkpoint)
+
+
 def evaluate(trainer, tokenizer, config, rows, examples, untrained):
     """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
 
@@ -707,7 +725,7 @@ def brief_run(config, rate, steps, tokenizer, examples):
         arguments = training_arguments(asked)
         begin(asked, arguments)
         trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+        go_on(trainer, last_whole_checkpoint(arguments.output_dir))
         record = {"settings": asked, "metrics": trainer.evaluate()}
         if trainer.is_world_process_zero():
             record_file(asked).write_text(json.dumps(record), encoding="utf-8")
@@ -771,7 +789,7 @@ def main(path="config.yaml"):
     trainer = make_trainer(config, arguments, model, tokenizer, examples)
     checkpoint = last_whole_checkpoint(arguments.output_dir)
     print(f"goes on from {Path(checkpoint).name}" if checkpoint else "begins anew")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    go_on(trainer, checkpoint)
 
     # Scores
     results = evaluate(trainer, tokenizer, config, rows, examples, untrained)
