@@ -45,6 +45,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, List, Value
 from datasets.utils.json import ujson_loads
 
+UNSEEN = f"{string.whitespace}\ufeff\u200b\u200e\u200f\u00a0"  # what may stand around a name or a line
 BATCH = 10_000  # rows looked at together: enough to be fast, few enough that long documents fit in memory
 SHOWN = 5  # rows named in an error
 MOST_CLASSES = 10_000  # a column with more different values than this is no label
@@ -190,7 +191,12 @@ def _open(path):
     return path.open(encoding=utf16 or "utf-8-sig", newline="")
 
 
-BINARY = {b"PK": "a zip or Excel file", b"\x1f\x8b": "a gzip file", b"PAR1": "a Parquet file"}
+BINARY = {
+    b"PK": "a zip or Excel file. Unpack it, or save it as CSV",
+    b"\x1f\x8b": "a gzip file. Unpack it",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file. Unpack it",
+    b"PAR1": "a Parquet file. Give it the ending .parquet",
+}
 
 
 def _not_utf8(path):
@@ -198,7 +204,7 @@ def _not_utf8(path):
     cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text('cp1252'), "
     with path.open("rb") as file:
         for kind in (kind for start, kind in BINARY.items() if file.peek(4).startswith(start)):
-            return DataError(f"{path.name}: is {kind}. Save it as CSV, or give it the ending of what it is.")
+            return DataError(f"{path.name}: is {kind}.")
         for number, line in enumerate(file, 1):
             if b"\0" in line:
                 break
@@ -305,7 +311,7 @@ def _csv_pieces(path, dialect, way):
 def _header(names):
     """The names of the columns, and how a second header in the middle of the file may begin."""
     # As pandas does: a column without a name is most often an index that was saved with the rest.
-    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
+    header = [name.strip(UNSEEN) or f"Unnamed: {i}" for i, name in enumerate(names)]
     again = {spelled for name in header for spelled in (name, name.lower(), name.upper(), name.title())}
     return header, again | {f"\ufeff{name}" for name in header}
 
@@ -416,25 +422,25 @@ def _read_json(path):
 def _json_rows(path):
     """Yields the objects of a JSON Lines file; or of a list or another shape of one, which is held in memory whole."""
     with _open(path) as file:
-        lines = ((number, line.rstrip()) for number, line in enumerate(file, 1) if line.strip())
+        lines = ((number, text) for number, line in enumerate(file, 1) if (text := line.strip(UNSEEN)))
         beginning = list(itertools.islice(lines, 2))
         single = len(beginning) == 1
         try:
-            row = DECODER.decode(beginning[0][1].lstrip()) if beginning else None
+            row = DECODER.decode(beginning[0][1]) if beginning else None
         except (RecursionError, ValueError):
             row = None
         is_whole = single and (path.suffix.lower() == ".json" or _is_squad(row))
         if isinstance(row, dict) and not is_whole:
             for number, line in itertools.chain(beginning, lines):
-                yield _parsed(path.name, line.lstrip(), number)
+                yield _parsed(path.name, line, number)
             return
     with _open(path) as file:
         content = file.read()
     try:
         whole = _parsed(path.name, content)
     except DataError:
-        if path.suffix.lower() != ".json" and beginning and beginning[0][1].lstrip()[:1] != "[":
-            _parsed(path.name, beginning[0][1].lstrip(), beginning[0][0])  # raises with the first line
+        if path.suffix.lower() != ".json" and beginning and beginning[0][1][:1] != "[":
+            _parsed(path.name, beginning[0][1], beginning[0][0])  # raises with the first line
         raise
     rows = whole if isinstance(whole, list) else _unfolded(path.name, whole)
     if rows is None:
@@ -1002,10 +1008,13 @@ def _note_slips(problems, where, rows, label, slips):
 def _odd_labels(counts, label):
     """{label: what is wrong with it}, for what looks like a slip where nobody said which labels there are."""
     slips, spelled = {}, {}
-    numbers = [value for value in counts if value is not None and _is_number(value)]
+    numbers = sorted((one for one in counts if one is not None and _is_number(one)), key=lambda one: -counts[one])
     for value in numbers:
+        usual = spelled.setdefault(float(value), value)
         if not float(value).is_integer():
             slips[value] = f"label {_short(value)} has a fraction: classes are text or whole numbers. Round it."
+        elif usual != value:
+            slips[value] = f"label {_short(value)} is {_short(usual)} with other zeros or signs. Write it one way."
     if "-1" in counts and {"0", "1", "2"} <= counts.keys():  # -1, 0, 1 are classes of some
         slips["-1"] = 'label "-1" beside 0, 1, 2 marks rows that nobody labelled. Drop them, or pass labels=[...].'
     words = [value for value in counts if value is not None and re.search(r"\w", value)]
@@ -1026,7 +1035,7 @@ def _as_seen(text):
     """Equal for texts that differ in case, white space, the way an accent is written, or signs that nobody sees."""
     import regex
 
-    return " ".join(regex.sub(r"[\p{Cf}\ufe0f]", "", unicodedata.normalize("NFC", text.casefold())).split())
+    return " ".join(regex.sub(r"[\p{Cf}\ufe0f]|[^\P{Cc}\s]", "", unicodedata.normalize("NFC", text.casefold())).split())
 
 
 def _odd_tags(counts):

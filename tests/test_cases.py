@@ -6,8 +6,10 @@ can, the line ends in what it says.
 
 import json
 
+import peft
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_chat_templates import FAMILIES, RANDOM, RANDOM_LETTERS, TURNS, chats, conversations, of, shapes, template_of
@@ -15,7 +17,7 @@ from test_chat_templates import many as many_templates
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 from writing import talk
 
-from helpers import data, new, text
+from helpers import data, env, new, preflight, text
 
 
 def lines(rows):
@@ -273,6 +275,40 @@ def test_a_project_learns_what_helpers_mark_with_random_templates(scripts, shape
     else:
         wanted = {name: example[name] for name in ("input_ids", "attention_mask", "labels")}
         assert json.loads(project[0]) == wanted
+
+
+HEADS = {  # settings of LoRA: does `preflight` say "frozen head", and what says a project, which knows its own task
+    "as it should be": ({"task_type": "SEQ_CLS", "target_modules": ["query"]}, False, ""),
+    "the head as a target": ({"task_type": "SEQ_CLS", "target_modules": ["query", "classifier"]}, False, ""),
+    "no kind of task": ({"task_type": None, "target_modules": ["query", "classifier"]}, True, ""),
+    "another kind": ({"task_type": "CAUSAL_LM", "target_modules": ["query"]}, True, "task_type is CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_new_head_is_saved_with_the_adapter(name, scripts, tmp_path):
+    given, is_lost, refusal = HEADS[name]
+    train, sizes = scripts["classification"], dict(num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
+    model = BertForSequenceClassification(BertConfig(vocab_size=50, intermediate_size=32, num_labels=3, **sizes))
+    rows = [{"input_ids": [1, 2 + i % 40], "attention_mask": [1, 1], "labels": i % 3} for i in range(60)]
+    arguments = TrainingArguments(str(tmp_path), learning_rate=3e-3, report_to="none", use_cpu=True)
+    lora = peft.LoraConfig(r=4, **given)
+    found = preflight.check(peft.get_peft_model(model, lora), None, Dataset.from_list(rows), arguments)
+    assert ("frozen head" in str(found)) == is_lost
+
+    config = {"model": {train.MODEL[0]: env.model_path("tiny-encoder")}, "data": {"labels": ["a", "b"]}}
+    config |= {"training": {}, "peft": {"peft_type": "LORA", "r": 4, **given}}
+    if refusal:
+        with pytest.raises(ValueError, match=refusal):
+            train.load_model(config)
+        return
+    made = train.load_model(config)
+    head = made.get_base_model().classifier.modules_to_save["default"]
+    torch.nn.init.normal_(head.weight)
+    made.save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(1)
+    again = train.load_model(config, trained=str(tmp_path / "adapter"))
+    assert again.get_base_model().classifier.modules_to_save["default"].weight.equal(head.weight)
 
 
 @pytest.mark.usefixtures("one_thread")

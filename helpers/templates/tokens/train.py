@@ -377,7 +377,11 @@ def peft_config(config):
     """The adapter's configuration, or None; a null for names of layers gets the names that fit the model."""
     if "peft" not in config:
         return None
-    settings = {"task_type": task_type(config), **config["peft"]}
+    settings, kind = dict(config["peft"]), task_type(config)
+    if settings.setdefault("task_type", kind) not in (kind, None):
+        other = settings["task_type"]
+        raise ConfigError(f"peft: task_type is {other}, here it is {kind}: a new layer would be lost. Leave it out.")
+    settings["task_type"] = kind
     family, defaults = model_config(config).model_type, {}
     if settings["peft_type"] == "LORA":
         defaults["target_modules"] = block_layers(config)
