@@ -85,8 +85,9 @@ class Problems:
             numbers = ", ".join(map(str, rows)) + (f" and {more} more" if more else "")
             place = f", row{'s' if len(rows) > 1 else ''} {numbers}" if rows else ""
             lines.append(f"{where}{place}: {message}")
+        heading = [f"{name}: {len(lines)} problems"] if len(lines) > 1 else []
         if lines:
-            raise DataError("\n  ".join([f"{name}: {len(lines)} problems"] * (len(lines) > 1) + lines))
+            raise DataError("\n  ".join([*heading, *lines]))
 
 
 # ---- Reading ---------------------------------------------------------------------------------------
@@ -178,7 +179,9 @@ def _check_file(path):
         closest = _closest(path.name, [file.name for file in path.parent.glob("*")], "closest in its folder")
         raise DataError(f"{path.name}: there is no such file{folder}{closest}. Correct the path, or the Hub id.")
     if path.suffix.lower() not in FORMATS:
-        raise DataError(f"{path.name}: unknown format {path.suffix!r}. Use one of {', '.join(FORMATS)}.")
+        raise DataError(
+            f"{path.name}: unknown format {path.suffix!r}. Unpack or convert it to one of {', '.join(FORMATS)}."
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{path.name}: the file is empty. Save it again from where it came.")
 
@@ -343,9 +346,11 @@ def _check_ragged(problems, file, rows, start, header, separator):
     for number, row in enumerate(rows, start):
         if len(row) != len(header):
             example = examples.setdefault(len(row), _short(separator.join(row)))
-            cells = f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)}"
+            cells = (
+                f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)} ({_names(header)})"
+            )
             cure = f"Put quotation marks around a cell with a {separator!r} in it"
-            problems.add(file, f"has {cells}, such as {example}. {cure}, and close each one.", number)
+            problems.add(file, f"has {cells}: {example}. {cure}, and close each one.", number)
 
 
 def _listed(columns):
@@ -707,7 +712,7 @@ def _temporary_file():
 TEXT, LABEL = r"string.*|null", r"(list of )?(string.*|null|bool|u?int\d+|float\d+)"
 WORDS, TAGS = r"list of (string.*|null)", r"list of (string.*|null|u?int\d+)"
 HIDDEN = {None, "-1", "?"}  # how test sets are published without their labels
-NO_VALUE = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}  # what programs write for a missing value
+NO_VALUE = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A", "\\N"}  # what programs write for a missing value
 
 
 def check(dataset, *, text="text", label="label", labels=None, name=None, duplicates="error"):
@@ -845,7 +850,7 @@ def _check_sentences(problems, where, rows, tokens, tags):
     for row, (words, word_tags) in _numbered(rows, tokens, tags):
         if not words:
             problems.add(where, "the sentence has no words. Drop the row.", row)
-        elif not all((word or "").strip() for word in words):
+        elif not all(map(_is_seen, words)):
             problems.add(where, "a word is empty or null. Drop the word and its tag.", row)
         if len(words or []) != len(word_tags or []):
             problems.add(where, f"{tokens} and {tags} differ in length. Give each word one tag.", row)
@@ -875,7 +880,7 @@ def _scheme_problems(sentence, scheme):
     for before, tag in itertools.pairwise([None, *sentence, *(["O"] if scheme == "BIOES" else [])]):
         before, tag = before or "", tag or ""
         goes_on = before[:1] in ("B", *INSIDE) and before[1:2] == "-" and before[2:] == tag[2:]
-        if tag and tag[0] in ENDS + INSIDE and scheme != "IOB1" and not goes_on:
+        if tag[1:2] == "-" and tag[0] in ENDS + INSIDE and scheme != "IOB1" and not goes_on:
             place = f'follows "{before}"' if before else "starts a sentence"
             yield f'tag "{tag}" {place}. {tag[0]}-X has to follow B-X or I-X: make it B- there.'
         elif scheme == "BIOES" and before[:2] in ("B-", "I-", "M-") and not (goes_on and tag[:1] in ENDS + INSIDE):
@@ -905,10 +910,8 @@ def _hot_columns(rows, texts, label):
         return list(label)
     if label != "label" or label in rows.column_names:
         return []
-    others = [
-        name for name in rows.column_names if name not in texts and re.fullmatch(LABEL, _kind(rows.features[name]))
-    ]
-    others = [name for name in others if not _is_list(rows.features[name])]
+    one_label = [name for name in rows.column_names if re.fullmatch(LABEL, _kind(rows.features[name]))]
+    others = [name for name in one_label if name not in texts and not _is_list(rows.features[name])]
     found = [name for name in others if _label_counts(rows, name, most=2).keys() <= HOT.keys()]
     return found if len(found) > 1 else []
 
@@ -997,7 +1000,7 @@ def _classes(problems, splits, label, labels, tags=False):
 
 def _note_slips(problems, where, rows, label, slips):
     """Notes the rows of the first few of `slips`, {label: what is wrong with it}; None is a label that is missing."""
-    shown = dict(itertools.islice(slips.items(), SHOWN + (None in slips)))
+    shown = dict(itertools.islice(slips.items(), SHOWN + 1 if None in slips else SHOWN))
     for row, values in _labels(rows, label):
         for value in shown.keys() & set(values):
             problems.add(where, shown[value], row)
@@ -1217,11 +1220,8 @@ def label_maps(dataset, *, label="label"):
     names = _class_names(rows.features[label])
     if names is None:
         raise DataError(f'{where}: column "{label}" has no classes yet. Pass the data through data.check first.')
-    return {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
+    numbers = {name: number for number, name in enumerate(names)}
+    return {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": numbers}
 
 
 # ---- Conversations -----------------------------------------------------------------------------------
@@ -1237,7 +1237,6 @@ PAIRS = (  # columns that data sets have: a line of the prompt each, and the ans
 )
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 ROLES = ("system", "user", "assistant", "tool")
-NO_LIST = 'column "{}" holds no list of {{"role": "user", "content": "..."}}'
 WRITTEN = {"from": "role", "value": "content", "parts": "content"}  # as ShareGPT and Gemini call them
 SPEAKERS = {"human": "user", "developer": "system"}
 SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "chatbot", "model"), "assistant")
@@ -1278,8 +1277,11 @@ Rename a column to it, or pass the name of yours.
         shape = _shape(rows, prompt, answer)
         if isinstance(shape, str):
             problems.add(where, shape)
-        elif _fits_shape(problems, where, rows, shape):
-            needs |= _check_turns(problems, where, rows, shape, system)
+            continue
+        told = _with_text_answers(rows, shape.answer)
+        fits = _check_columns if shape.chat else functools.partial(_check_pairs, prompt=shape.prompt)
+        if fits(problems, where, told, shape.chat or shape.answer):
+            needs |= _check_turns(problems, where, told, shape, system)
     problems.raise_all(", ".join(splits))
     return _each(dataset, lambda rows: _conversations(rows, _shape(rows, prompt, answer), system, needs))
 
@@ -1287,66 +1289,52 @@ Rename a column to it, or pass the name of yours.
 class Shape(NamedTuple):
     """The columns of lists of messages; or the prompt and the column of the answer; and those that come with them."""
 
-    chat: tuple
-    prompt: str | tuple | None
-    answer: str | None
-    more: tuple
+    chat: list
+    prompt: str | list
+    answer: str
+    more: list
 
 
 def _shape(rows, prompt, answer):
     """The `Shape` of rows, or what is wrong with their columns."""
     columns = rows.column_names
-    kinds = {name: _kind(rows.features[name]) for name in columns}
-    chats = sorted({*CHATS} & {*columns}, key=lambda name: (kinds[name] != "list of objects", CHATS.index(name)))
+    lists = [name for name in columns if _kind(rows.features[name]) == "list of objects"]
     pair = next((pair for pair in PAIRS if {*pair} <= {*columns}), None)
+    chat = next((name for name in CHATS if name in (columns if pair is None else lists)), None)
     if prompt is not None:
-        answer = answer if answer in columns else answer.removesuffix(".text")
-        fields, chats = _fields(prompt), []
-    elif chats and (not pair or kinds[chats[0]] == "list of objects"):
-        fields, chats = [], chats[:1]
-    elif pair:
-        *fields, answer = pair
-        prompt, chats = tuple(fields), []
-        if others := sorted({*itertools.chain(*PAIRS)} & {*columns} - {*pair}):
-            return (
-                f"has {_names(pair)}, and {_names(others)} too. Say what belongs to the prompt, such as prompt="
-                f'"{{{others[0]}}} {{{pair[0]}}}", answer="{answer}".'
-            )
+        told = [*_fields(prompt), answer if answer in columns else answer.removesuffix(".text")]
+    elif chat or pair:
+        told = [chat] if chat else [*pair]
     else:
         return (
-            f'has no column "messages" or "conversations", nor "instruction" and "output", it has {_names(columns)}. '
-            'Name your own in data.to_messages, such as prompt="{passage} {question}", answer="reply".'
+            'has no column "messages" (or "conversations" or "contents"), nor "instruction" and "output", it has '
+            f'{_names(columns)}. Rename one, or name yours: prompt="{{passage}} {{question}}", answer="reply".'
         )
-    if [kinds.get(name) for name in (*fields, answer)] == ["list of objects"] * 2:
-        chats, prompt, answer = [*fields, answer], None, None
-    known = "history" in columns and (isinstance(prompt, tuple) or kinds["history"] == "list of list of string")
-    more = [name for name in (*SYSTEMS, "tools", *(["history"] if known else [])) if name in columns]
-    return Shape(tuple(chats), prompt, answer, tuple(name for name in more if name not in fields))
+    is_chat = told == [chat] or {*told} <= {*lists}
+    others = sorted({*itertools.chain(*PAIRS)} & {*columns} - {*told})
+    if prompt is None and not is_chat and others:
+        return (
+            f"has {_names(told)}, and {_names(others)} too. Say what belongs to the prompt, such as "
+            f'prompt="{{{others[0]}}} {{{told[0]}}}", answer="{told[-1]}".'
+        )
+    known = (*SYSTEMS, "tools", *(["history"] if prompt is None else []))
+    more = [name for name in known if name in columns and name not in told]
+    return Shape(told if is_chat else [], prompt or told[:-1], told[-1], more)
 
 
-def _fits_shape(problems, where, rows, shape):
-    """Whether the columns hold what they should; notes as a problem what does not fit."""
-    before = len(problems.counts)
-    for name in shape.chat:
-        if not re.fullmatch("list of objects|null|string.*", _kind(rows.features[name])):
-            what = f"{NO_LIST.format(name)}, but {_kind(rows.features[name])}"
-            problems.add(where, f"{what}. Make them such lists, or name other columns: prompt=, answer=.")
-    if not shape.chat:
-        _check_pairs(problems, where, _with_text_answers(rows, shape.answer), shape.prompt, shape.answer)
-    return len(problems.counts) == before and _check_columns(problems, where, rows, [*shape.chat])
-
-
-def _check_pairs(problems, where, rows, prompt, answer):
-    """Notes what is wrong with the texts of a prompt (or source) and an answer (or target)."""
+def _check_pairs(problems, where, rows, answer, prompt):
+    """Whether a prompt (or source) and an answer (or target) are texts; notes what is wrong with them."""
     fields = _fields(prompt)
     if answer in fields:
         problems.add(where, f'column "{answer}" is the answer, and in the prompt too. Take it out of {_short(prompt)}.')
-        return
+        return False
     may_be_empty = () if isinstance(prompt, str) or prompt[0] != "instruction" else prompt[1:]
-    for column in [*fields, answer]:
-        if _fits(problems, where, rows, column, TEXT, "text") and column not in may_be_empty:
+    fitting = [column for column in [*fields, answer] if _fits(problems, where, rows, column, TEXT, "text")]
+    for column in fitting:
+        if column not in may_be_empty:
             unanswered = "This question has no answer: fill in one that says so"
             _check_texts(problems, where, rows, column, unanswered if column == "answers" else "Fill it in")
+    return len(fitting) == len(fields) + 1
 
 
 def _with_text_answers(rows, column):
@@ -1366,8 +1354,7 @@ def _with_text_answers(rows, column):
 def _check_turns(problems, where, rows, shape, system):
     """Notes what is wrong with conversations; returns what they need: "writing" in our form, "JSON" for tools."""
     needs = {"JSON"} if "tools" in shape.more else set()
-    rows = _with_columns_of(rows, shape)
-    pieces = rows.with_format("arrow").iter(BATCH)
+    pieces = _made_of(rows, shape).iter(BATCH)
     for row, values in enumerate(itertools.chain.from_iterable(map(_talks, pieces)), 1):
         try:
             messages, _ = _conversation(values, shape, system)
@@ -1378,10 +1365,10 @@ def _check_turns(problems, where, rows, shape, system):
     return needs
 
 
-def _with_columns_of(rows, shape):
-    """The rows with the columns that make conversations, an answer as a text."""
-    told = shape.chat or (*_fields(shape.prompt), shape.answer)
-    return _with_text_answers(rows, shape.answer).select_columns([*told, *shape.more])
+def _made_of(rows, shape):
+    """The columns that make conversations, as Arrow."""
+    told = shape.chat or [*_fields(shape.prompt), shape.answer]
+    return rows.with_format("arrow").select_columns([*dict.fromkeys([*told, *shape.more])])
 
 
 def _talks(table):
@@ -1446,8 +1433,9 @@ def _listed_in(value, name):
         found = _decoded(value, "it") or []
     except ValueError as error:
         found = str(error)
-    if not isinstance(found, list):
-        raise ValueError(f"{NO_LIST.format(name)}: {_short(found)}. Correct it, or name columns: prompt=, answer=")
+    if not isinstance(found, list) or any(not isinstance(message, (dict, type(None))) for message in found):
+        what = f'column "{name}" holds no list of {{"role": "user", "content": "..."}}, but {_short(found, 80)}'
+        raise ValueError(f"{what}. Correct it, or name columns: prompt=, answer=")
     return found
 
 
@@ -1464,7 +1452,7 @@ def _told(value, name):
 def _turns(row, prompt, answer):
     """Yields the messages of a row of columns: a prompt and an answer, and what was said before them."""
     for turn in row.get("history") or []:
-        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(s, str) and s.strip() for s in turn)):
+        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(s, str) and _is_seen(s) for s in turn)):
             raise ValueError("history holds more than pairs of a question and an answer. Correct it")
         asked, said = turn
         yield from ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
@@ -1475,8 +1463,8 @@ def _turns(row, prompt, answer):
 
 def _message(message):
     """A message in the house's form: role, content and, where there are such, the calls of tools."""
-    if not isinstance(message, dict):
-        raise ValueError(f"a message is {'null' if message is None else _short(message)}. Drop the row")
+    if message is None:
+        raise ValueError("a message is null. Drop the row")
     message = {WRITTEN.get(key, key): value for key, value in message.items() if value is not None}
     role = str(message.get("role")).lower()
     role = SPEAKERS.get(role, role)
@@ -1489,6 +1477,8 @@ def _message(message):
         )
     if message.get("weight", 1) == 0 or False in (message.get("train"), message.get("training")):
         raise ValueError("weight 0 takes an answer out of the loss: not done here. End the conversation before it")
+    if isinstance(content, dict):
+        content = [content]
     if isinstance(content, list):
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part or {} for part in content]
         if odd := [part.get("type") or _names(part) for part in parts if not isinstance(part.get("text"), str)]:
@@ -1504,7 +1494,7 @@ def _message(message):
             "the arguments of a tool call hold null, which Arrow puts where other rows have a field. Read the file "
             "with data.read, which keeps them, or write arguments as JSON text"
         )
-    if not (isinstance(content, str) and content.strip()) and not (calls and content in (None, "")):
+    if not (isinstance(content, str) and _is_seen(content)) and not (calls and content in (None, "")):
         raise ValueError(f"a message of the {role} is empty or null. Fill it in, or drop the row")
     kept = {"role": role, "content": content, "tool_calls": calls}
     if role == "tool" or calls:
@@ -1522,7 +1512,7 @@ def _decoded(value, what):
     except (RecursionError, ValueError) as error:
         with contextlib.suppress(RecursionError, SyntaxError, ValueError, MemoryError):
             return ast.literal_eval(value.strip())
-        raise ValueError(f"{what} is no JSON ({error}). Correct it, or drop the row") from None
+        raise ValueError(f"{what} is no JSON ({error}). Correct or rename it, or drop the row") from None
 
 
 def for_template(message):
@@ -1555,9 +1545,9 @@ def _conversations(rows, shape, system, needs):
         ]
         return pa.table(dict(zip(("messages", "tools"), arrays, strict=True)))
 
-    rows = _with_columns_of(rows, shape)
+    rows = _made_of(_with_text_answers(rows, shape.answer), shape)
     features = MESSAGES if plain else Features({"messages": List(Json()), "tools": Json()})
-    made = _map(rows.with_format("arrow"), talks, remove_columns=rows.column_names, features=features)
+    made = _map(rows, talks, remove_columns=rows.column_names, features=features)
     return made if plain or "tools" in rows.column_names else made.remove_columns("tools")
 
 
@@ -1738,6 +1728,11 @@ def _without_punctuation(texts):
 
     plain = ((" ".join(regex.sub(r"\p{P}", " ", text.lower()).split()), text) for text in texts.to_pylist())
     return pa.array([short or text for short, text in plain], texts.type)  # ":)" and ":(" are not the same text
+
+
+def _is_seen(text):
+    """Whether a text has any sign but blanks and those that nobody sees."""
+    return any(unicodedata.category(sign) not in ("Cc", "Cf", "Zl", "Zp", "Zs") for sign in text or "")
 
 
 def _is_list(feature):

@@ -118,7 +118,8 @@ def project(
     if task == "classification" and not hasattr(splits["train"].features["label"], "names"):  # lists of labels
         fixed |= {"data.multi_label": True, "training.metric_for_best_model": "f1_micro"}
     with _new_folder(place) as folder:
-        for file in (one for one in (*FILES, *["panel.ipynb"][: bool(panel)]) if (template / one).exists()):
+        wanted = (*FILES, "panel.ipynb") if panel else FILES
+        for file in (one for one in wanted if (template / one).exists()):
             shutil.copyfile(template / file, folder / file)
         (folder / "data").mkdir()
         for part, rows in splits.items():

@@ -491,7 +491,7 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
         raise data.DataError("this tokenizer has no end token, so the model never stops. Set tokenizer.eos_token.")
     splits, problems = data._splits(dataset), data.Problems()
     for where, rows in splits.items():
-        data._check_pairs(problems, where, rows, source, target)
+        data._check_pairs(problems, where, rows, target, source)
     problems.raise_all(", ".join(splits))
     columns, end = [*data._fields(source), target], tokenizer.eos_token_id
 

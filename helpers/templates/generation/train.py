@@ -201,9 +201,15 @@ def training_arguments(config):
         if isinstance(field.default, (int, float)) and isinstance(value, str):
             raise ConfigError(f"training: {field.name} is {value!r}, and should be like {field.default}.")
     try:
-        return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
+        arguments = HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)  # else a package that is missing is found at the first step
+    except (ImportError, ValueError) as error:
+        if "to pass a" not in str(error):  # as some ask for the model
+            raise ConfigError(f"training: optim is {settings['optim']}. {' '.join(str(error).split())}") from None
+    return arguments
 
 
 def how_it_computes(config, arguments):
@@ -501,6 +507,15 @@ def block_layers(config):
     return sorted({re.split(r"\.\d+\.", name)[-1] for name in layers if re.search(r"\.\d+\.", name)})
 
 
+def check_layers(settings, config):
+    """Raises for a name of a layer that the model lacks: peft asks only that one of them is there."""
+    ends = [f".{name}" for name, _ in network(config).named_modules()]
+    for setting in ("target_modules", "modules_to_save"):
+        listed = settings.get(setting) if isinstance(settings.get(setting), list) else []
+        if lacking := [name for name in listed if not any(end.endswith(f".{name}") for end in ends)]:
+            raise ConfigError(f"peft: {setting} has {', '.join(lacking)}, and the model has no layer of that name.")
+
+
 def peft_config(config):
     """The adapter's configuration, or None; a null for target_modules gets all layers of the blocks."""
     if "peft" not in config:
@@ -510,6 +525,7 @@ def peft_config(config):
         other = settings["task_type"]
         raise ConfigError(f"peft: task_type is {other}, here it is {kind}: a new layer would be lost. Leave it out.")
     settings["task_type"] = kind
+    check_layers(settings, config)
     if settings["peft_type"] == "LORA" and settings.get("target_modules") is None:
         settings["target_modules"] = block_layers(config)
     return peft.get_peft_config(settings)
