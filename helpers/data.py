@@ -153,9 +153,8 @@ def _load(source, path):
         files = _names(sorted(file.name for file in path.glob("*.*") if file.suffix.lower() in FORMATS))
         holds = f"The folder holds {files}: pass one of them" if files else "Download a file and pass its path"
         raise DataError(
-            f"{source}: could not be loaded ({type(error).__name__}: {_first_line(error)}). A folder has to be written "
-            "by save_to_disk; for the Hub check the name on huggingface.co, the network, HF_HUB_OFFLINE and, for "
-            f"private data, `hf auth login`. {holds}."
+            f"{source}: could not be loaded ({type(error).__name__}: {_first_line(error)}). {holds}. Folders are to be "
+            "written by save_to_disk; for the Hub check the name, the network, HF_HUB_OFFLINE and `hf auth login`."
         ) from error
 
 
@@ -179,9 +178,7 @@ def _check_file(path):
         closest = _closest(path.name, [file.name for file in path.parent.glob("*")], "closest in its folder")
         raise DataError(f"{path.name}: there is no such file{folder}{closest}. Correct the path, or the Hub id.")
     if path.suffix.lower() not in FORMATS:
-        raise DataError(
-            f"{path.name}: unknown format {path.suffix!r}. Unpack or convert it to one of {', '.join(FORMATS)}."
-        )
+        raise DataError(f"{path.name}: unknown format {path.suffix!r}. Convert or unpack it to {', '.join(FORMATS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path.name}: the file is empty. Save it again from where it came.")
 
@@ -194,12 +191,7 @@ def _open(path):
     return path.open(encoding=utf16 or "utf-8-sig", newline="")
 
 
-BINARY = {
-    b"PK": "a zip or Excel file. Unpack it, or save it as CSV",
-    b"\x1f\x8b": "a gzip file. Unpack it",
-    b"\x28\xb5\x2f\xfd": "a Zstandard file. Unpack it",
-    b"PAR1": "a Parquet file. Give it the ending .parquet",
-}
+BINARY = {b"PK": "a zip or Excel", b"\x1f\x8b": "a gzip", b"\x28\xb5\x2f\xfd": "a Zstandard", b"PAR1": "a Parquet"}
 
 
 def _not_utf8(path):
@@ -207,7 +199,7 @@ def _not_utf8(path):
     cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text('cp1252'), "
     with path.open("rb") as file:
         for kind in (kind for start, kind in BINARY.items() if file.peek(4).startswith(start)):
-            return DataError(f"{path.name}: is {kind}.")
+            return DataError(f"{path.name}: is {kind} file. Unpack it, save it as CSV, or give it its own ending.")
         for number, line in enumerate(file, 1):
             if b"\0" in line:
                 break
@@ -346,9 +338,7 @@ def _check_ragged(problems, file, rows, start, header, separator):
     for number, row in enumerate(rows, start):
         if len(row) != len(header):
             example = examples.setdefault(len(row), _short(separator.join(row)))
-            cells = (
-                f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)} ({_names(header)})"
-            )
+            cells = f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)}, {_names(header)}"
             cure = f"Put quotation marks around a cell with a {separator!r} in it"
             problems.add(file, f"has {cells}: {example}. {cure}, and close each one.", number)
 
@@ -365,10 +355,8 @@ def _listed(columns):
 def _parsed_lists(file, column, cells, start):
     for number, cell in enumerate(cells, start):
         if not A_LIST.fullmatch(cell):
-            raise DataError(
-                f"{file}, row {number}: column {_short(column)} holds {_short(cell)}, where the rows before it hold "
-                "lists such as ['a', 'b']. Make them one kind."
-            )
+            what = f"column {_short(column)} holds {_short(cell)}, and the rows before it hold lists"
+            raise DataError(f"{file}, row {number}: {what}. Make them one kind.")
     try:
         return [ast.literal_eval(cell.strip()) for cell in cells]
     except (ValueError, SyntaxError) as error:  # half an escape, a number with leading zeros
@@ -429,12 +417,11 @@ def _json_rows(path):
     with _open(path) as file:
         lines = ((number, text) for number, line in enumerate(file, 1) if (text := line.strip(UNSEEN)))
         beginning = list(itertools.islice(lines, 2))
-        single = len(beginning) == 1
         try:
             row = DECODER.decode(beginning[0][1]) if beginning else None
         except (RecursionError, ValueError):
             row = None
-        is_whole = single and (path.suffix.lower() == ".json" or _is_squad(row))
+        is_whole = len(beginning) == 1 and (path.suffix.lower() == ".json" or _is_squad(row))
         if isinstance(row, dict) and not is_whole:
             for number, line in itertools.chain(beginning, lines):
                 yield _parsed(path.name, line, number)
@@ -550,10 +537,8 @@ def _pieces(file, rows):
     while piece := list(itertools.islice(numbered, BATCH)):
         for number, row in piece:
             if not isinstance(row, dict):
-                raise DataError(
-                    f"{file}, row {number}: holds {KINDS.get(type(row), 'null')}, not an object. "
-                    'Each row has to be an object such as {"text": "...", "label": "..."}.'
-                )
+                kind = KINDS.get(type(row), "null")
+                raise DataError(f'{file}, row {number}: holds {kind}, not an object such as {{"text": "..."}}.')
         names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in piece))
         yield {name: [row.get(name) for _, row in piece] for name in names}
 
@@ -1107,9 +1092,8 @@ def split(dataset, *, validation=0.1, test=0.1, label="label", text="text", seed
             part_of_text[free[: max(1, min(round(share * len(members)), len(free) - 1))]] = part
     problems.raise_all()
     parts = part_of_text[group]
-    return DatasetDict(
-        {name: dataset.select(np.flatnonzero(parts == part)) for part, name in enumerate(["train", *shares])}
-    )
+    numbered = enumerate(["train", *shares])
+    return DatasetDict({name: dataset.select(np.flatnonzero(parts == part)) for part, name in numbered})
 
 
 class Overlaps(pd.DataFrame):
@@ -1408,15 +1392,13 @@ def _conversation(row, shape, system):
         messages = list(_turns(row, shape.prompt, shape.answer))
     if not messages:
         raise ValueError("there are no messages. Drop the row")
-    told = [system] if system else []
-    told += [text for name in SYSTEMS if name in shape.more and (text := _told(row[name], name))]
-    inside = messages[0]["role"] == "system"
-    told += [messages[0]["content"]] if inside else []
-    if len({*told}) > 1:
+    own = messages[:1] if messages[0]["role"] == "system" else []
+    told = [system, *(_told(row[name], name) for name in SYSTEMS if name in shape.more)]
+    told = list(dict.fromkeys(filter(None, [*told, *(message["content"] for message in own)])))
+    if len(told) > 1:
         cure = "Leave system= out" if system else "Take one of them out"
         raise ValueError(f"there is a system message already, {_short(told[-1])}. {cure}")
-    if told and not inside:
-        messages = [{"role": "system", "content": told[0]}, *messages]
+    messages = [*({"role": "system", "content": text} for text in told), *messages[len(own) :]]
     order = "".join("c" if message.get("tool_calls") else message["role"][0] for message in messages)
     if not re.fullmatch("s?(u(ct+)*a)*u(ct+)*[ac]", order):
         tools = " and answers of tools after the calls of the assistant" if {*order} & {*"ct"} else ""
@@ -1440,11 +1422,11 @@ def _listed_in(value, name):
 
 
 def _told(value, name):
-    """The text of a system's message that has a column of its own: text, or Gemini's object of parts; or None."""
-    if not value or (isinstance(value, str) and not value.strip()):
+    """The text of a system's message that has a column of its own, or None."""
+    if not value or (isinstance(value, str) and not _is_seen(value)):
         return None
     try:
-        return _message({"content": value} | (value if isinstance(value, dict) else {}) | {"role": "system"})["content"]
+        return _message({"role": "system", "content": value})["content"]
     except ValueError:
         raise ValueError(f'column "{name}" holds no text. Rename or correct it') from None
 
@@ -1472,13 +1454,12 @@ def _message(message):
     if role == "function_call":  # ShareGPT writes a call as JSON
         role, content, message["function_call"] = "assistant", None, _decoded(content, "a call")
     if role not in ROLES:
-        raise ValueError(
-            f"role {_short(role)} is not one of {_names(ROLES)}{_closest(str(role), ROLES, 'closest')}. Rename it"
-        )
+        closest = _closest(role, ROLES, "closest")
+        raise ValueError(f"role {_short(role)} is not one of {_names(ROLES)}{closest}. Rename it")
     if message.get("weight", 1) == 0 or False in (message.get("train"), message.get("training")):
         raise ValueError("weight 0 takes an answer out of the loss: not done here. End the conversation before it")
-    if isinstance(content, dict):
-        content = [content]
+    if isinstance(content, dict):  # one part, or Gemini's object of several
+        content = content.get("parts", [content])
     if isinstance(content, list):
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part or {} for part in content]
         if odd := [part.get("type") or _names(part) for part in parts if not isinstance(part.get("text"), str)]:
@@ -1490,17 +1471,12 @@ def _message(message):
     if calls and not (_objects(calls) and all(isinstance(call.get("function", call), dict) for call in calls)):
         raise ValueError('tool_calls are no list of {"type": "function", "function": {"name": ..., "arguments": ...}}')
     if UNSURE in [call.get("function", call).get("arguments") for call in calls]:
-        raise ValueError(
-            "the arguments of a tool call hold null, which Arrow puts where other rows have a field. Read the file "
-            "with data.read, which keeps them, or write arguments as JSON text"
-        )
+        raise ValueError("the arguments of a tool call hold null, which Arrow may have put there: use data.read")
     if not (isinstance(content, str) and _is_seen(content)) and not (calls and content in (None, "")):
         raise ValueError(f"a message of the {role} is empty or null. Fill it in, or drop the row")
-    kept = {"role": role, "content": content, "tool_calls": calls}
-    if role == "tool" or calls:
-        kept |= {name: message[name] for name in ("tool_call_id", "name") if name in message}
-    kept |= {name: message[name] for name in ("reasoning_content", "thinking") if message.get(name)}
-    return {name: value for name, value in kept.items() if name != "tool_calls" or value}
+    kept = {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
+    more = ("tool_call_id", "name") if role == "tool" or calls else ()
+    return kept | {name: message[name] for name in (*more, "reasoning_content", "thinking") if message.get(name)}
 
 
 def _decoded(value, what):
@@ -1536,14 +1512,11 @@ def _conversations(rows, shape, system, needs):
         return rows.select_columns("messages")  # nothing to write
 
     def talks(table):
-        made = [_conversation(row, shape, system) for row in _talks(table)]
+        messages, tools = zip(*(_conversation(row, shape, system) for row in _talks(table)), strict=True)
         if plain:
-            return {"messages": [messages for messages, _ in made]}
-        arrays = [
-            _json_array([messages for messages, _ in made], pa.list_(pa.json_())),
-            _json_array([tools for _, tools in made], pa.json_()),
-        ]
-        return pa.table(dict(zip(("messages", "tools"), arrays, strict=True)))
+            return {"messages": list(messages)}
+        kept = {"messages": _json_array(messages, pa.list_(pa.json_())), "tools": _json_array(tools, pa.json_())}
+        return pa.table(kept)
 
     rows = _made_of(_with_text_answers(rows, shape.answer), shape)
     features = MESSAGES if plain else Features({"messages": List(Json()), "tools": Json()})

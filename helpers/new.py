@@ -438,6 +438,7 @@ def _try(folder, train, source, method, text, fixed, settings):
     needs = ("fp16", "bf16", "tf32", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp")  # another machine may do
     here = {name: value for name, value in config["training"].items() if name not in needs}
     train.training_arguments({**config, "training": here})
+    train.peft_config(config)
     tokenizer, left_out, longest = train.load_tokenizer(config), [], 0
     for part in PARTS:
         rows = _longest(train.read_part(part, config))

@@ -69,7 +69,11 @@ LABELS = {
     "Excel's separator": ("sep=;\r\n" + table("a, b {}", sep=";", end="\r\n"), {}, ("a, b 3", "pos")),
     "Excel's UTF-16": (("sep=\t\r\n" + table(sep="\t")).encode("utf-16"), {}, ("good 3", "pos")),
     "Latin-1": (table("größer {}").encode("cp1252"), {}, "is not UTF-8. If the file is cp1252"),
-    "an Excel file": (b"PK\x03\x04\x14\x00\x06\x00\x00\xff" * 9, {}, "r.csv: is a zip or Excel file. Save it as CSV"),
+    "an Excel file": (
+        b"PK\x03\x04\x14\x00\x06\x00\x00\xff" * 9,
+        {},
+        "is a zip or Excel file. Unpack it, save it as CSV",
+    ),
     "a last column E-Mail": (
         table(header="text{0}label{0}E-Mail", end=",x@y\n").replace("l,x@y", "l"),
         {},
@@ -278,26 +282,27 @@ def test_a_project_learns_what_helpers_mark_with_random_templates(scripts, shape
 
 
 HEADS = {  # settings of LoRA: does `preflight` say "frozen head", and what says a project, which knows its own task
-    "as it should be": ({"task_type": "SEQ_CLS", "target_modules": ["query"]}, False, ""),
-    "the head as a target": ({"task_type": "SEQ_CLS", "target_modules": ["query", "classifier"]}, False, ""),
-    "no kind of task": ({"task_type": None, "target_modules": ["query", "classifier"]}, True, ""),
-    "another kind": ({"task_type": "CAUSAL_LM", "target_modules": ["query"]}, True, "task_type is CAUSAL_LM"),
+    "as it should be": ("SEQ_CLS", [], False, ""),
+    "the head as a target": ("SEQ_CLS", ["classifier"], False, ""),
+    "no kind of task": (None, ["classifier"], True, ""),
+    "another kind": ("FEATURE_EXTRACTION", [], True, "task_type is FEATURE_EXTRACTION"),
 }
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_new_head_is_saved_with_the_adapter(name, scripts, tmp_path):
-    given, is_lost, refusal = HEADS[name]
+    task, more, is_lost, refusal = HEADS[name]
     train, sizes = scripts["classification"], dict(num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
     model = BertForSequenceClassification(BertConfig(vocab_size=50, intermediate_size=32, num_labels=3, **sizes))
     rows = [{"input_ids": [1, 2 + i % 40], "attention_mask": [1, 1], "labels": i % 3} for i in range(60)]
     arguments = TrainingArguments(str(tmp_path), learning_rate=3e-3, report_to="none", use_cpu=True)
-    lora = peft.LoraConfig(r=4, **given)
+    lora = peft.LoraConfig(r=4, task_type=task, target_modules=["query", *more])
     found = preflight.check(peft.get_peft_model(model, lora), None, Dataset.from_list(rows), arguments)
     assert ("frozen head" in str(found)) == is_lost
 
     config = {"model": {train.MODEL[0]: env.model_path("tiny-encoder")}, "data": {"labels": ["a", "b"]}}
-    config |= {"training": {}, "peft": {"peft_type": "LORA", "r": 4, **given}}
+    lora = {"peft_type": "LORA", "r": 4, "task_type": task, "target_modules": ["Wqkv", *more]}
+    config |= {"training": {}, "peft": lora}
     if refusal:
         with pytest.raises(ValueError, match=refusal):
             train.load_model(config)
