@@ -1270,7 +1270,7 @@ Rename a column to it, or pass the name of yours.
     return _each(dataset, lambda rows: _conversations(rows, _shape(rows, prompt, answer), system, needs))
 
 
-class Shape(NamedTuple):
+class _Shape(NamedTuple):
     """The columns of lists of messages; or the prompt and the column of the answer; and those that come with them."""
 
     chat: list
@@ -1280,7 +1280,7 @@ class Shape(NamedTuple):
 
 
 def _shape(rows, prompt, answer):
-    """The `Shape` of rows, or what is wrong with their columns."""
+    """The `_Shape` of rows, or what is wrong with their columns."""
     columns = rows.column_names
     lists = [name for name in columns if _kind(rows.features[name]) == "list of objects"]
     pair = next((pair for pair in PAIRS if {*pair} <= {*columns}), None)
@@ -1303,7 +1303,7 @@ def _shape(rows, prompt, answer):
         )
     known = (*SYSTEMS, "tools", *(["history"] if prompt is None else []))
     more = [name for name in known if name in columns and name not in told]
-    return Shape(told if is_chat else [], prompt or told[:-1], told[-1], more)
+    return _Shape(told if is_chat else [], prompt or told[:-1], told[-1], more)
 
 
 def _check_pairs(problems, where, rows, answer, prompt):
