@@ -375,10 +375,15 @@ def chat_example(messages, tokenizer, only_last=False):
     return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
 
 
+@functools.cache
+def special_ids(tokenizer):
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
 def body_and_end(ids, start, stop, tokenizer):
     """Where an answer's own tokens end, and where the last special token behind them does, or None."""
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special, body = special | set(tokenizer.all_special_ids), stop
+    special, body = special_ids(tokenizer), stop
     while body > start and (ids[body - 1] in special or not tokenizer.decode(ids[body - 1]).strip()):
         body -= 1
     return body, max((at + 1 for at in range(body, stop) if ids[at] in special), default=None)
