@@ -35,6 +35,7 @@ import tempfile
 import unicodedata
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -44,6 +45,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, List, Value
 from datasets.utils.json import ujson_loads
 
+UNSEEN = f"{string.whitespace}\ufeff\u200b\u200e\u200f\u00a0"  # what may stand around a name or a line
 BATCH = 10_000  # rows looked at together: enough to be fast, few enough that long documents fit in memory
 SHOWN = 5  # rows named in an error
 MOST_CLASSES = 10_000  # a column with more different values than this is no label
@@ -83,8 +85,9 @@ class Problems:
             numbers = ", ".join(map(str, rows)) + (f" and {more} more" if more else "")
             place = f", row{'s' if len(rows) > 1 else ''} {numbers}" if rows else ""
             lines.append(f"{where}{place}: {message}")
+        heading = [f"{name}: {len(lines)} problems"] if len(lines) > 1 else []
         if lines:
-            raise DataError("\n  ".join([f"{name}: {len(lines)} problems"] * (len(lines) > 1) + lines))
+            raise DataError("\n  ".join([*heading, *lines]))
 
 
 # ---- Reading ---------------------------------------------------------------------------------------
@@ -150,9 +153,8 @@ def _load(source, path):
         files = _names(sorted(file.name for file in path.glob("*.*") if file.suffix.lower() in FORMATS))
         holds = f"The folder holds {files}: pass one of them" if files else "Download a file and pass its path"
         raise DataError(
-            f"{source}: could not be loaded ({type(error).__name__}: {_first_line(error)}). A folder has to be written "
-            "by save_to_disk; for the Hub check the name on huggingface.co, the network, HF_HUB_OFFLINE and, for "
-            f"private data, `hf auth login`. {holds}."
+            f"{source}: could not be loaded ({type(error).__name__}: {_first_line(error)}). {holds}. Folders are to be "
+            "written by save_to_disk; for the Hub check the name, the network, HF_HUB_OFFLINE and `hf auth login`."
         ) from error
 
 
@@ -176,7 +178,7 @@ def _check_file(path):
         closest = _closest(path.name, [file.name for file in path.parent.glob("*")], "closest in its folder")
         raise DataError(f"{path.name}: there is no such file{folder}{closest}. Correct the path, or the Hub id.")
     if path.suffix.lower() not in FORMATS:
-        raise DataError(f"{path.name}: unknown format {path.suffix!r}. Use one of {', '.join(FORMATS)}.")
+        raise DataError(f"{path.name}: unknown format {path.suffix!r}. Convert or unpack it to {', '.join(FORMATS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path.name}: the file is empty. Save it again from where it came.")
 
@@ -189,7 +191,7 @@ def _open(path):
     return path.open(encoding=utf16 or "utf-8-sig", newline="")
 
 
-BINARY = {b"PK": "a zip or Excel file", b"\x1f\x8b": "a gzip file", b"PAR1": "a Parquet file"}
+BINARY = {b"PK": "a zip or Excel", b"\x1f\x8b": "a gzip", b"\x28\xb5\x2f\xfd": "a Zstandard", b"PAR1": "a Parquet"}
 
 
 def _not_utf8(path):
@@ -197,7 +199,7 @@ def _not_utf8(path):
     cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text('cp1252'), "
     with path.open("rb") as file:
         for kind in (kind for start, kind in BINARY.items() if file.peek(4).startswith(start)):
-            return DataError(f"{path.name}: is {kind}. Save it as CSV, or give it the ending of what it is.")
+            return DataError(f"{path.name}: is {kind} file. Unpack it, save it as CSV, or give it its own ending.")
         for number, line in enumerate(file, 1):
             if b"\0" in line:
                 break
@@ -304,7 +306,7 @@ def _csv_pieces(path, dialect, way):
 def _header(names):
     """The names of the columns, and how a second header in the middle of the file may begin."""
     # As pandas does: a column without a name is most often an index that was saved with the rest.
-    header = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(names)]
+    header = [name.strip(UNSEEN) or f"Unnamed: {i}" for i, name in enumerate(names)]
     again = {spelled for name in header for spelled in (name, name.lower(), name.upper(), name.title())}
     return header, again | {f"\ufeff{name}" for name in header}
 
@@ -336,9 +338,9 @@ def _check_ragged(problems, file, rows, start, header, separator):
     for number, row in enumerate(rows, start):
         if len(row) != len(header):
             example = examples.setdefault(len(row), _short(separator.join(row)))
-            cells = f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)}"
+            cells = f"{len(row)} cell{'s' if len(row) > 1 else ''} where the header has {len(header)}, {_names(header)}"
             cure = f"Put quotation marks around a cell with a {separator!r} in it"
-            problems.add(file, f"has {cells}, such as {example}. {cure}, and close each one.", number)
+            problems.add(file, f"has {cells}: {example}. {cure}, and close each one.", number)
 
 
 def _listed(columns):
@@ -353,10 +355,8 @@ def _listed(columns):
 def _parsed_lists(file, column, cells, start):
     for number, cell in enumerate(cells, start):
         if not A_LIST.fullmatch(cell):
-            raise DataError(
-                f"{file}, row {number}: column {_short(column)} holds {_short(cell)}, where the rows before it hold "
-                "lists such as ['a', 'b']. Make them one kind."
-            )
+            what = f"column {_short(column)} holds {_short(cell)}, and the rows before it hold lists"
+            raise DataError(f"{file}, row {number}: {what}. Make them one kind.")
     try:
         return [ast.literal_eval(cell.strip()) for cell in cells]
     except (ValueError, SyntaxError) as error:  # half an escape, a number with leading zeros
@@ -415,25 +415,24 @@ def _read_json(path):
 def _json_rows(path):
     """Yields the objects of a JSON Lines file; or of a list or another shape of one, which is held in memory whole."""
     with _open(path) as file:
-        lines = ((number, line.rstrip()) for number, line in enumerate(file, 1) if line.strip())
+        lines = ((number, text) for number, line in enumerate(file, 1) if (text := line.strip(UNSEEN)))
         beginning = list(itertools.islice(lines, 2))
-        single = len(beginning) == 1
         try:
-            row = DECODER.decode(beginning[0][1].lstrip()) if beginning else None
+            row = DECODER.decode(beginning[0][1]) if beginning else None
         except (RecursionError, ValueError):
             row = None
-        is_whole = single and (path.suffix.lower() == ".json" or _is_squad(row))
+        is_whole = len(beginning) == 1 and (path.suffix.lower() == ".json" or _is_squad(row))
         if isinstance(row, dict) and not is_whole:
             for number, line in itertools.chain(beginning, lines):
-                yield _parsed(path.name, line.lstrip(), number)
+                yield _parsed(path.name, line, number)
             return
     with _open(path) as file:
         content = file.read()
     try:
         whole = _parsed(path.name, content)
     except DataError:
-        if path.suffix.lower() != ".json" and beginning and beginning[0][1].lstrip()[:1] != "[":
-            _parsed(path.name, beginning[0][1].lstrip(), beginning[0][0])  # raises with the first line
+        if path.suffix.lower() != ".json" and beginning and beginning[0][1][:1] != "[":
+            _parsed(path.name, beginning[0][1], beginning[0][0])  # raises with the first line
         raise
     rows = whole if isinstance(whole, list) else _unfolded(path.name, whole)
     if rows is None:
@@ -538,10 +537,8 @@ def _pieces(file, rows):
     while piece := list(itertools.islice(numbered, BATCH)):
         for number, row in piece:
             if not isinstance(row, dict):
-                raise DataError(
-                    f"{file}, row {number}: holds {KINDS.get(type(row), 'null')}, not an object. "
-                    'Each row has to be an object such as {"text": "...", "label": "..."}.'
-                )
+                kind = KINDS.get(type(row), "null")
+                raise DataError(f'{file}, row {number}: holds {kind}, not an object such as {{"text": "..."}}.')
         names = dict.fromkeys(itertools.chain.from_iterable(row for _, row in piece))
         yield {name: [row.get(name) for _, row in piece] for name in names}
 
@@ -700,7 +697,7 @@ def _temporary_file():
 TEXT, LABEL = r"string.*|null", r"(list of )?(string.*|null|bool|u?int\d+|float\d+)"
 WORDS, TAGS = r"list of (string.*|null)", r"list of (string.*|null|u?int\d+)"
 HIDDEN = {None, "-1", "?"}  # how test sets are published without their labels
-NO_VALUE = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A"}  # what programs write for a missing value
+NO_VALUE = {"nan", "NaN", "null", "NULL", "None", "<NA>", "#N/A", "\\N"}  # what programs write for a missing value
 
 
 def check(dataset, *, text="text", label="label", labels=None, name=None, duplicates="error"):
@@ -838,7 +835,7 @@ def _check_sentences(problems, where, rows, tokens, tags):
     for row, (words, word_tags) in _numbered(rows, tokens, tags):
         if not words:
             problems.add(where, "the sentence has no words. Drop the row.", row)
-        elif not all((word or "").strip() for word in words):
+        elif not all(map(_is_seen, words)):
             problems.add(where, "a word is empty or null. Drop the word and its tag.", row)
         if len(words or []) != len(word_tags or []):
             problems.add(where, f"{tokens} and {tags} differ in length. Give each word one tag.", row)
@@ -868,7 +865,7 @@ def _scheme_problems(sentence, scheme):
     for before, tag in itertools.pairwise([None, *sentence, *(["O"] if scheme == "BIOES" else [])]):
         before, tag = before or "", tag or ""
         goes_on = before[:1] in ("B", *INSIDE) and before[1:2] == "-" and before[2:] == tag[2:]
-        if tag and tag[0] in ENDS + INSIDE and scheme != "IOB1" and not goes_on:
+        if tag[1:2] == "-" and tag[0] in ENDS + INSIDE and scheme != "IOB1" and not goes_on:
             place = f'follows "{before}"' if before else "starts a sentence"
             yield f'tag "{tag}" {place}. {tag[0]}-X has to follow B-X or I-X: make it B- there.'
         elif scheme == "BIOES" and before[:2] in ("B-", "I-", "M-") and not (goes_on and tag[:1] in ENDS + INSIDE):
@@ -898,10 +895,8 @@ def _hot_columns(rows, texts, label):
         return list(label)
     if label != "label" or label in rows.column_names:
         return []
-    others = [
-        name for name in rows.column_names if name not in texts and re.fullmatch(LABEL, _kind(rows.features[name]))
-    ]
-    others = [name for name in others if not _is_list(rows.features[name])]
+    one_label = [name for name in rows.column_names if re.fullmatch(LABEL, _kind(rows.features[name]))]
+    others = [name for name in one_label if name not in texts and not _is_list(rows.features[name])]
     found = [name for name in others if _label_counts(rows, name, most=2).keys() <= HOT.keys()]
     return found if len(found) > 1 else []
 
@@ -990,7 +985,7 @@ def _classes(problems, splits, label, labels, tags=False):
 
 def _note_slips(problems, where, rows, label, slips):
     """Notes the rows of the first few of `slips`, {label: what is wrong with it}; None is a label that is missing."""
-    shown = dict(itertools.islice(slips.items(), SHOWN + (None in slips)))
+    shown = dict(itertools.islice(slips.items(), SHOWN + 1 if None in slips else SHOWN))
     for row, values in _labels(rows, label):
         for value in shown.keys() & set(values):
             problems.add(where, shown[value], row)
@@ -1001,10 +996,13 @@ def _note_slips(problems, where, rows, label, slips):
 def _odd_labels(counts, label):
     """{label: what is wrong with it}, for what looks like a slip where nobody said which labels there are."""
     slips, spelled = {}, {}
-    numbers = [value for value in counts if value is not None and _is_number(value)]
+    numbers = sorted((one for one in counts if one is not None and _is_number(one)), key=lambda one: -counts[one])
     for value in numbers:
+        usual = spelled.setdefault(float(value), value)
         if not float(value).is_integer():
             slips[value] = f"label {_short(value)} has a fraction: classes are text or whole numbers. Round it."
+        elif usual != value:
+            slips[value] = f"label {_short(value)} is {_short(usual)} with other zeros or signs. Write it one way."
     if "-1" in counts and {"0", "1", "2"} <= counts.keys():  # -1, 0, 1 are classes of some
         slips["-1"] = 'label "-1" beside 0, 1, 2 marks rows that nobody labelled. Drop them, or pass labels=[...].'
     words = [value for value in counts if value is not None and re.search(r"\w", value)]
@@ -1025,7 +1023,7 @@ def _as_seen(text):
     """Equal for texts that differ in case, white space, the way an accent is written, or signs that nobody sees."""
     import regex
 
-    return " ".join(regex.sub(r"[\p{Cf}\ufe0f]", "", unicodedata.normalize("NFC", text.casefold())).split())
+    return " ".join(regex.sub(r"[\p{Cf}\ufe0f]|[^\P{Cc}\s]", "", unicodedata.normalize("NFC", text.casefold())).split())
 
 
 def _odd_tags(counts):
@@ -1094,9 +1092,8 @@ def split(dataset, *, validation=0.1, test=0.1, label="label", text="text", seed
             part_of_text[free[: max(1, min(round(share * len(members)), len(free) - 1))]] = part
     problems.raise_all()
     parts = part_of_text[group]
-    return DatasetDict(
-        {name: dataset.select(np.flatnonzero(parts == part)) for part, name in enumerate(["train", *shares])}
-    )
+    numbered = enumerate(["train", *shares])
+    return DatasetDict({name: dataset.select(np.flatnonzero(parts == part)) for part, name in numbered})
 
 
 class Overlaps(pd.DataFrame):
@@ -1207,16 +1204,13 @@ def label_maps(dataset, *, label="label"):
     names = _class_names(rows.features[label])
     if names is None:
         raise DataError(f'{where}: column "{label}" has no classes yet. Pass the data through data.check first.')
-    return {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-    }
+    numbers = {name: number for number, name in enumerate(names)}
+    return {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": numbers}
 
 
 # ---- Conversations -----------------------------------------------------------------------------------
 
-CHATS = ("messages", "conversations", "conversation")
+CHATS = ("messages", "conversations", "conversation", "contents")
 PAIRS = (  # columns that data sets have: a line of the prompt each, and the answer last
     *(("instruction", more, said) for more in ("input", "context") for said in ("output", "response")),
     ("instruction", "output"),
@@ -1225,20 +1219,24 @@ PAIRS = (  # columns that data sets have: a line of the prompt each, and the ans
     ("prompt", "completion"),
     ("prompt", "response"),
 )
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systemInstruction")
 ROLES = ("system", "user", "assistant", "tool")
-WRITTEN = {"from": "role", "value": "content"}  # as ShareGPT calls them
-SPEAKERS = {"human": "user", "developer": "system", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+WRITTEN = {"from": "role", "value": "content", "parts": "content"}  # as ShareGPT and Gemini call them
+SPEAKERS = {"human": "user", "developer": "system"}
+SPEAKERS |= dict.fromkeys(("gpt", "chatgpt", "chatbot", "model"), "assistant")
 SPEAKERS |= dict.fromkeys(("function", "observation", "function_response", "ipython"), "tool")
 
 
 def to_messages(dataset, *, prompt=None, answer=None, system=None):
     """Turns rows into conversations: one column `messages`, a list of {"role", "content"} that ends with an answer.
 
-    Known are conversations (a column `messages` or `conversations`; OpenAI's and ShareGPT's names of roles, contents
-    that are lists of text parts), the pairs of columns in `PAIRS`, such as `instruction`, `input` (it may be empty)
-    and `output` of Alpaca, with its `history` and `system`, or `context` and `response` of Dolly, and any others that
-    you name: `answer` is a column, `prompt` a column or a format string such as "{passage} {question}". Of SQuAD's
-    `answers` the first is taken. `system` is put in front of every conversation. Works on a dict of splits too.
+    Known are conversations (a column `messages`, `conversations` or `contents`, or TRL's `prompt` and `completion`;
+    lists or JSON text; the names of roles of OpenAI, ShareGPT and Gemini; contents that are lists of text parts), the
+    pairs of columns in `PAIRS`, such as `instruction`, `input` (it may be empty) and `output` of Alpaca, with its
+    `history`, or `context` and `response` of Dolly, and any others that you name: `answer` is a column, `prompt` a
+    column or a format string such as "{passage} {question}". Of SQuAD's `answers` the first is taken. A column of
+    `SYSTEMS`, such as `system_prompt`, is the system's message of its row; `system` is that of all conversations. Works
+    on a dict of splits too.
 
     Where a conversation calls tools, messages keep their `tool_calls` exactly as they are in the file, messages of the
     role `tool` answer them, and a column `tools` stays too: both are JSON, as `datasets.Json`.
@@ -1260,62 +1258,71 @@ Rename a column to it, or pass the name of yours.
         raise DataError('prompt= and answer= belong together, such as prompt="question", answer="reply". Pass both.')
     splits, problems, needs = _splits(dataset), Problems(), set()
     for where, rows in splits.items():
-        chat, fields, target = _shape(rows, prompt, answer)
-        if chat:
-            needs |= _check_turns(problems, where, rows, chat, system)
-        elif target:
-            _check_pairs(problems, where, _with_text_answers(rows, target), fields, target.removesuffix(".text"))
-            if prompt is None:
-                _check_more(problems, where, rows)
-        else:
-            problems.add(
-                where,
-                f'has no column "messages" or "conversations", nor "instruction" and "output", it has '
-                f"{_names(rows.column_names)}. Name your own in data.to_messages, such as "
-                'prompt="{passage} {question}", answer="reply".',
-            )
+        shape = _shape(rows, prompt, answer)
+        if isinstance(shape, str):
+            problems.add(where, shape)
+            continue
+        told = _with_text_answers(rows, shape.answer)
+        fits = _check_columns if shape.chat else functools.partial(_check_pairs, prompt=shape.prompt)
+        if fits(problems, where, told, shape.chat or shape.answer):
+            needs |= _check_turns(problems, where, told, shape, system)
     problems.raise_all(", ".join(splits))
-    return _each(dataset, lambda rows: _conversations(rows, *_shape(rows, prompt, answer), system, needs))
+    return _each(dataset, lambda rows: _conversations(rows, _shape(rows, prompt, answer), system, needs))
+
+
+class _Shape(NamedTuple):
+    """The columns of lists of messages; or the prompt and the column of the answer; and those that come with them."""
+
+    chat: list
+    prompt: str | list
+    answer: str
+    more: list
 
 
 def _shape(rows, prompt, answer):
-    """The column of conversations; or the prompt and the column of the answer; None for what there is not."""
+    """The `_Shape` of rows, or what is wrong with their columns."""
     columns = rows.column_names
-    if prompt is not None:
-        return None, prompt, answer
-    if chat := next((name for name in CHATS if name in columns), None):
-        return chat, None, None
+    lists = [name for name in columns if _kind(rows.features[name]) == "list of objects"]
     pair = next((pair for pair in PAIRS if {*pair} <= {*columns}), None)
-    return (None, pair[:-1], pair[-1]) if pair else (None, None, None)
+    chat = next((name for name in CHATS if name in (columns if pair is None else lists)), None)
+    if prompt is not None:
+        told = [*_fields(prompt), answer if answer in columns else answer.removesuffix(".text")]
+    elif chat or pair:
+        told = [chat] if chat else [*pair]
+    else:
+        return (
+            'has no column "messages" (or "conversations" or "contents"), nor "instruction" and "output", it has '
+            f'{_names(columns)}. Rename one, or name yours: prompt="{{passage}} {{question}}", answer="reply".'
+        )
+    is_chat = told == [chat] or {*told} <= {*lists}
+    others = sorted({*itertools.chain(*PAIRS)} & {*columns} - {*told})
+    if prompt is None and not is_chat and others:
+        return (
+            f"has {_names(told)}, and {_names(others)} too. Say what belongs to the prompt, such as "
+            f'prompt="{{{others[0]}}} {{{told[0]}}}", answer="{told[-1]}".'
+        )
+    known = (*SYSTEMS, "tools", *(["history"] if prompt is None else []))
+    more = [name for name in known if name in columns and name not in told]
+    return _Shape(told if is_chat else [], prompt or told[:-1], told[-1], more)
 
 
-def _check_pairs(problems, where, rows, prompt, answer):
-    """Notes what is wrong with the texts of a prompt (or source) and an answer (or target)."""
+def _check_pairs(problems, where, rows, answer, prompt):
+    """Whether a prompt (or source) and an answer (or target) are texts; notes what is wrong with them."""
     fields = _fields(prompt)
     if answer in fields:
         problems.add(where, f'column "{answer}" is the answer, and in the prompt too. Take it out of {_short(prompt)}.')
-        return
+        return False
     may_be_empty = () if isinstance(prompt, str) or prompt[0] != "instruction" else prompt[1:]
-    for column in [*fields, answer]:
-        if _fits(problems, where, rows, column, TEXT, "text") and column not in may_be_empty:
+    fitting = [column for column in [*fields, answer] if _fits(problems, where, rows, column, TEXT, "text")]
+    for column in fitting:
+        if column not in may_be_empty:
             unanswered = "This question has no answer: fill in one that says so"
             _check_texts(problems, where, rows, column, unanswered if column == "answers" else "Fill it in")
+    return len(fitting) == len(fields) + 1
 
 
-def _check_more(problems, where, rows):
-    """Notes columns that belong to a conversation and are not of a kind that is read."""
-    for column, kind in {"history": f"null|list of (null|{WORDS})", "system": TEXT}.items():
-        if column in rows.column_names and not re.fullmatch(kind, _kind(rows.features[column])):
-            problems.add(where, f'column "{column}" holds {_kind(rows.features[column])}. Rename or correct it.')
-        elif column in rows.column_names and column == "history":
-            for row, (talk,) in _numbered(rows, column):
-                if any(len(turn or ()) != 2 or not all((said or "").strip() for said in turn) for turn in talk or ()):
-                    problems.add(where, "history holds more than pairs of a question and an answer. Correct it.", row)
-
-
-def _with_text_answers(rows, answer):
+def _with_text_answers(rows, column):
     """The same rows with the first of SQuAD's `answers`, or of a list, as a text; null where there is none."""
-    column = answer.removesuffix(".text")
     if column not in rows.column_names or _kind(rows.features[column]) not in ("objects", "list of string"):
         return rows
 
@@ -1328,37 +1335,38 @@ def _with_text_answers(rows, answer):
     return _map(rows.with_format(None), lambda batch: {column: list(map(first, batch[column]))}, features=features)
 
 
-def _check_turns(problems, where, rows, chat, system):
+def _check_turns(problems, where, rows, shape, system):
     """Notes what is wrong with conversations; returns what they need: "writing" in our form, "JSON" for tools."""
-    needs = {"JSON"} if "tools" in rows.column_names else set()
-    if not re.fullmatch("list of objects|null", _kind(rows.features[chat])):
-        what = f'column "{chat}" holds no lists of {{"role": "user", "content": "..."}}'
-        problems.add(where, f"{what}. Make them such lists, or name other columns: prompt=, answer=.")
-    elif _check_columns(problems, where, rows, [chat]):
-        pieces = rows.with_format("arrow").iter(BATCH)
-        for row, values in enumerate(itertools.chain.from_iterable(_talks(piece, chat) for piece in pieces), 1):
-            try:
-                messages, _ = _conversation(values, chat, system)
-                needs |= {"writing"} if messages != values[chat] else set()
-                needs |= {"JSON"} if any(message.keys() != {"role", "content"} for message in messages) else set()
-            except ValueError as error:
-                problems.add(where, f"{error}.", row)
+    needs = {"JSON"} if "tools" in shape.more else set()
+    pieces = _made_of(rows, shape).iter(BATCH)
+    for row, values in enumerate(itertools.chain.from_iterable(map(_talks, pieces)), 1):
+        try:
+            messages, _ = _conversation(values, shape, system)
+            needs |= {"writing"} if messages != values.get("messages") else set()
+            needs |= {"JSON"} if any(message.keys() != {"role", "content"} for message in messages) else set()
+        except ValueError as error:
+            problems.add(where, f"{error}.", row)
     return needs
 
 
-def _talks(table, chat):
-    """The rows of an Arrow table as far as they belong to conversations; JSON as it is in the file."""
+def _made_of(rows, shape):
+    """The columns that make conversations, as Arrow."""
+    told = shape.chat or [*_fields(shape.prompt), shape.answer]
+    return rows.with_format("arrow").select_columns([*dict.fromkeys([*told, *shape.more])])
+
+
+def _talks(table):
+    """The rows of an Arrow table; JSON as it is in the file."""
 
     def value(found, type_):
-        if pa.types.is_list(type_) and found is not None:
+        if (pa.types.is_list(type_) or pa.types.is_large_list(type_)) and found is not None:
             return [value(item, type_.value_type) for item in found]
         if isinstance(type_, pa.JsonType):
             return None if found is None else json.loads(found)
         return _without_nulls(found) if pa.types.is_struct(type_) else found
 
-    names = [name for name in (chat, "tools", "system") if name in table.column_names]
-    columns = [[value(found, table[name].type) for found in table[name].to_pylist()] for name in names]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    columns = [[value(found, column.type) for found in column.to_pylist()] for column in table.columns]
+    return [dict(zip(table.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _without_nulls(value):
@@ -1376,17 +1384,21 @@ def _without_nulls(value):
 UNSURE = object()
 
 
-def _conversation(row, chat, system):
+def _conversation(row, shape, system):
     """The messages and the tools of a row in the house's form; a ValueError says what is wrong with them."""
-    messages = [_message(message) for message in row[chat] or []]
+    if shape.chat:
+        messages = [_message(message) for name in shape.chat for message in _listed_in(row[name], name)]
+    else:
+        messages = list(_turns(row, shape.prompt, shape.answer))
     if not messages:
         raise ValueError("there are no messages. Drop the row")
-    if not isinstance(row.get("system") or "", str):
-        raise ValueError('column "system" holds no text. Rename or correct it')
-    if (row.get("system") or "").strip() and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": row["system"]}, *messages]
-    if system and messages[0]["role"] == "system":
-        raise ValueError("there is a system message already. Leave system= out")
+    own = messages[:1] if messages[0]["role"] == "system" else []
+    told = [system, *(_told(row[name], name) for name in SYSTEMS if name in shape.more)]
+    told = list(dict.fromkeys(filter(None, [*told, *(message["content"] for message in own)])))
+    if len(told) > 1:
+        cure = "Leave system= out" if system else "Take one of them out"
+        raise ValueError(f"there is a system message already, {_short(told[-1])}. {cure}")
+    messages = [*({"role": "system", "content": text} for text in told), *messages[len(own) :]]
     order = "".join("c" if message.get("tool_calls") else message["role"][0] for message in messages)
     if not re.fullmatch("s?(u(ct+)*a)*u(ct+)*[ac]", order):
         tools = " and answers of tools after the calls of the assistant" if {*order} & {*"ct"} else ""
@@ -1394,7 +1406,41 @@ def _conversation(row, chat, system):
             "user and assistant do not take turns, the user first and an assistant's answer last, at most with a "
             f"system message in front{tools}. Join messages of one role, add the answer, or drop the row"
         )
-    return ([{"role": "system", "content": system}] if system else []) + messages, _decoded(row.get("tools"))
+    return messages, _decoded(row.get("tools"), "the list of tools")
+
+
+def _listed_in(value, name):
+    """The messages of a cell, which may be JSON as text."""
+    try:
+        found = _decoded(value, "it") or []
+    except ValueError as error:
+        found = str(error)
+    if not isinstance(found, list) or any(not isinstance(message, (dict, type(None))) for message in found):
+        what = f'column "{name}" holds no list of {{"role": "user", "content": "..."}}, but {_short(found, 80)}'
+        raise ValueError(f"{what}. Correct it, or name columns: prompt=, answer=")
+    return found
+
+
+def _told(value, name):
+    """The text of a system's message that has a column of its own, or None."""
+    if not value or (isinstance(value, str) and not _is_seen(value)):
+        return None
+    try:
+        return _message({"role": "system", "content": value})["content"]
+    except ValueError:
+        raise ValueError(f'column "{name}" holds no text. Rename or correct it') from None
+
+
+def _turns(row, prompt, answer):
+    """Yields the messages of a row of columns: a prompt and an answer, and what was said before them."""
+    for turn in row.get("history") or []:
+        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(s, str) and _is_seen(s) for s in turn)):
+            raise ValueError("history holds more than pairs of a question and an answer. Correct it")
+        asked, said = turn
+        yield from ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+    lines = [_filled(prompt, row)] if isinstance(prompt, str) else [row[name] or "" for name in prompt]
+    question = lines[0] if len(lines) == 1 else "\n".join(filter(str.strip, lines))
+    yield from ({"role": "user", "content": question}, {"role": "assistant", "content": row[answer]})
 
 
 def _message(message):
@@ -1406,16 +1452,17 @@ def _message(message):
     role = SPEAKERS.get(role, role)
     content = message.get("content")
     if role == "function_call":  # ShareGPT writes a call as JSON
-        role, content, message["function_call"] = "assistant", None, _decoded(content)
+        role, content, message["function_call"] = "assistant", None, _decoded(content, "a call")
     if role not in ROLES:
-        raise ValueError(
-            f"role {_short(role)} is not one of {_names(ROLES)}{_closest(str(role), ROLES, 'closest')}. Rename it"
-        )
+        closest = _closest(role, ROLES, "closest")
+        raise ValueError(f"role {_short(role)} is not one of {_names(ROLES)}{closest}. Rename it")
     if message.get("weight", 1) == 0 or False in (message.get("train"), message.get("training")):
         raise ValueError("weight 0 takes an answer out of the loss: not done here. End the conversation before it")
+    if isinstance(content, dict):  # one part, or Gemini's object of several
+        content = content.get("parts", [content])
     if isinstance(content, list):
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part or {} for part in content]
-        if odd := [part.get("type") for part in parts if not isinstance(part.get("text"), str)]:
+        if odd := [part.get("type") or _names(part) for part in parts if not isinstance(part.get("text"), str)]:
             raise ValueError(f"a part of the content is {_short(odd[0])}, not text. Drop the row")
         content = "\n".join(part["text"] for part in parts)
     calls = message.get("tool_calls") or [
@@ -1424,27 +1471,24 @@ def _message(message):
     if calls and not (_objects(calls) and all(isinstance(call.get("function", call), dict) for call in calls)):
         raise ValueError('tool_calls are no list of {"type": "function", "function": {"name": ..., "arguments": ...}}')
     if UNSURE in [call.get("function", call).get("arguments") for call in calls]:
-        raise ValueError(
-            "the arguments of a tool call hold null, which Arrow puts where other rows have a field. Read the file "
-            "with data.read, which keeps them, or write arguments as JSON text"
-        )
-    if not (isinstance(content, str) and content.strip()) and not (calls and content in (None, "")):
+        raise ValueError("the arguments of a tool call hold null, which Arrow may have put there: use data.read")
+    if not (isinstance(content, str) and _is_seen(content)) and not (calls and content in (None, "")):
         raise ValueError(f"a message of the {role} is empty or null. Fill it in, or drop the row")
-    kept = {"role": role, "content": content, "tool_calls": calls}
-    if role == "tool" or calls:
-        kept |= {name: message[name] for name in ("tool_call_id", "name") if name in message}
-    kept |= {name: message[name] for name in ("reasoning_content", "thinking") if message.get(name)}
-    return {name: value for name, value in kept.items() if name != "tool_calls" or value}
+    kept = {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
+    more = ("tool_call_id", "name") if role == "tool" or calls else ()
+    return kept | {name: message[name] for name in (*more, "reasoning_content", "thinking") if message.get(name)}
 
 
-def _decoded(value):
-    """What a text of JSON says; anything else is left as it is."""
+def _decoded(value, what):
+    """What a text of JSON says, or one that Python writes; anything else is left as it is."""
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"a call or list of tools is no JSON ({error}). Correct it, or drop the row") from None
+        return DECODER.decode(value.strip())
+    except (RecursionError, ValueError) as error:
+        with contextlib.suppress(RecursionError, SyntaxError, ValueError, MemoryError):
+            return ast.literal_eval(value.strip())
+        raise ValueError(f"{what} is no JSON ({error}). Correct or rename it, or drop the row") from None
 
 
 def for_template(message):
@@ -1461,46 +1505,23 @@ def for_template(message):
     return message | ({"tool_calls": calls} if calls else {})
 
 
-def _conversations(rows, chat, prompt, answer, system, needs):
+def _conversations(rows, shape, system, needs):
     """The column of messages, with the tools where there are some."""
     plain = "JSON" not in needs
-    if chat and not needs and not system and rows.features.get("messages") == MESSAGES["messages"]:
+    if not needs and not system and rows.features.get("messages") == MESSAGES["messages"]:
         return rows.select_columns("messages")  # nothing to write
 
     def talks(table):
-        made = [_conversation(row, chat, system) for row in _talks(table, chat)]
+        messages, tools = zip(*(_conversation(row, shape, system) for row in _talks(table)), strict=True)
         if plain:
-            return {"messages": [messages for messages, _ in made]}
-        arrays = [
-            _json_array([messages for messages, _ in made], pa.list_(pa.json_())),
-            _json_array([tools for _, tools in made], pa.json_()),
-        ]
-        return pa.table(dict(zip(("messages", "tools"), arrays, strict=True)))
+            return {"messages": list(messages)}
+        kept = {"messages": _json_array(messages, pa.list_(pa.json_())), "tools": _json_array(tools, pa.json_())}
+        return pa.table(kept)
 
-    def pairs(batch):
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return {"messages": [list(_turns(row, prompt, answer, system)) for row in rows]}
-
-    if chat:
-        columns = [name for name in (chat, "tools", "system") if name in rows.column_names]
-        features = MESSAGES if plain else Features({"messages": List(Json()), "tools": Json()})
-        made = _map(rows.with_format("arrow").select_columns(columns), talks, remove_columns=columns, features=features)
-        return made if plain or "tools" in rows.column_names else made.remove_columns("tools")
-    rows, answer = _with_text_answers(rows, answer), answer.removesuffix(".text")
-    more = [] if isinstance(prompt, str) else [name for name in ("history", "system") if name in rows.column_names]
-    columns = list(dict.fromkeys([*_fields(prompt), *more, answer]))
-    return _map(rows.with_format(None).select_columns(columns), pairs, remove_columns=columns, features=MESSAGES)
-
-
-def _turns(row, prompt, answer, system):
-    """Yields the messages of a row of columns: a prompt and an answer; of Alpaca with what was said before them."""
-    known = not isinstance(prompt, str)
-    if told := system or (known and row.get("system")):
-        yield {"role": "system", "content": told}
-    for asked, said in (row.get("history") or []) if known else []:
-        yield from ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
-    question = "\n".join(filter(str.strip, [row[name] or "" for name in prompt])) if known else _filled(prompt, row)
-    yield from ({"role": "user", "content": question}, {"role": "assistant", "content": row[answer]})
+    rows = _made_of(_with_text_answers(rows, shape.answer), shape)
+    features = MESSAGES if plain else Features({"messages": List(Json()), "tools": Json()})
+    made = _map(rows, talks, remove_columns=rows.column_names, features=features)
+    return made if plain or "tools" in rows.column_names else made.remove_columns("tools")
 
 
 def _fields(prompt):
@@ -1680,6 +1701,11 @@ def _without_punctuation(texts):
 
     plain = ((" ".join(regex.sub(r"\p{P}", " ", text.lower()).split()), text) for text in texts.to_pylist())
     return pa.array([short or text for short, text in plain], texts.type)  # ":)" and ":(" are not the same text
+
+
+def _is_seen(text):
+    """Whether a text has any sign but blanks and those that nobody sees."""
+    return any(unicodedata.category(sign) not in ("Cc", "Cf", "Zl", "Zp", "Zs") for sign in text or "")
 
 
 def _is_list(feature):

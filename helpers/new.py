@@ -118,7 +118,8 @@ def project(
     if task == "classification" and not hasattr(splits["train"].features["label"], "names"):  # lists of labels
         fixed |= {"data.multi_label": True, "training.metric_for_best_model": "f1_micro"}
     with _new_folder(place) as folder:
-        for file in (one for one in (*FILES, *["panel.ipynb"][: bool(panel)]) if (template / one).exists()):
+        wanted = (*FILES, "panel.ipynb") if panel else FILES
+        for file in (one for one in wanted if (template / one).exists()):
             shutil.copyfile(template / file, folder / file)
         (folder / "data").mkdir()
         for part, rows in splits.items():
@@ -437,6 +438,7 @@ def _try(folder, train, source, method, text, fixed, settings):
     needs = ("fp16", "bf16", "tf32", "fp16_full_eval", "bf16_full_eval", "deepspeed", "fsdp")  # another machine may do
     here = {name: value for name, value in config["training"].items() if name not in needs}
     train.training_arguments({**config, "training": here})
+    train.peft_config(config)
     tokenizer, left_out, longest = train.load_tokenizer(config), [], 0
     for part in PARTS:
         rows = _longest(train.read_part(part, config))

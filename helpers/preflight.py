@@ -336,7 +336,7 @@ def _resume(facts):
     elif done >= facts.steps:
         yield (
             f"error, resume: {start.name} is at step {done} and the run ends at step {facts.steps}: nothing is left to "
-            "train. Raise num_train_epochs (or max_steps), or start anew in another output_dir."
+            "train, but Trainer would make one step more. Raise num_train_epochs, or start anew in another output_dir."
         )
     elif epoch and abs(epoch - done / facts.steps_per_epoch) > 1 / facts.steps_per_epoch + 0.02 * epoch:
         yield (

@@ -91,9 +91,7 @@ def _map_labelled(rows, encode, columns, label, begins=frozenset()):
     selected = rows.with_format(None).select_columns([*columns, *filter(None, [label])])
     if label:
         if re.search("string", data._kind(rows.features[label])):
-            raise data.DataError(
-                f'{data._file_name(rows)}: column "{label}" is text. Pass the data through data.check first.'
-            )
+            raise data.DataError(f'{data._file_name(rows)}: column "{label}" is text. Pass it through data.check.')
         selected = selected.rename_column(label, "labels") if label != "labels" else selected
     problems, where = data.Problems(), data._file_name(rows)
 
@@ -250,25 +248,14 @@ def tokenize_chat(dataset, tokenizer, *, answers="all", max_length=None, too_lon
 
 MASKED = "all labels are masked: the template writes nothing of an answer, so nothing would be learnt. Correct it"
 ENDLESS = "no special token ends the answer, so the model would never learn to stop. End it in the chat template"
-END_INSIDE = (
-    "an answer holds the text of the token that ends answers, so the model would learn to stop there. Take it out"
-)
+END_INSIDE = "an answer holds the text of the token that ends answers: the model would learn to stop there. Take it out"
 REWRITTEN = (
     "the chat template writes earlier turns in another way once others follow, so not all answers of a row can count. "
     'Pass answers="last", and only the last one does, or answers="each", and each becomes an example of its own'
 )
-OTHER_PROMPT = (
-    "what the chat template adds to ask for an answer (add_generation_prompt) is not how it begins one, so the model "
-    "would be asked in another way than it was trained. Mend the template, or mark answers with {% generation %} in it"
-)
-NO_PROMPT = (
-    "the chat template adds nothing to ask for an answer, so the model would have to write the answer's heading too. "
-    "End the template with the heading in {% if add_generation_prompt %}...{% endif %}"
-)
-JOINED = (
-    "the tokenizer joins the end of the prompt with the start of the answer, so the model would be asked with other "
-    "tokens than it was trained on. Take white space off the answer's start, or off the end of the template's prompt"
-)
+OTHER_PROMPT = "what the chat template adds to ask for an answer is not how it begins one: add {% generation %} marks"
+NO_PROMPT = "the chat template adds nothing to ask for an answer: end it with {% if add_generation_prompt %} a heading"
+JOINED = "the tokenizer joins the prompt's end with the answer's start: take white space off the answer or the prompt"
 
 
 def _chat_examples(tokenizer, special, answers, batch):
@@ -462,9 +449,8 @@ def _tokenized_split(problems, where, rows, columns, encode, limit, too_long):
         counts = ", ".join(map(str, list(long.values())[: data.SHOWN])) + (", ..." if len(long) > data.SHOWN else "")
         cure = ', or drop the rows with too_long="drop"' if too_long == "error" else ": no row would be left"
         what = f"{counts} tokens, where {limit} are allowed, so the end would be cut off"
-        problems.add(
-            where, f"{what}. Raise max_length (as far as the model takes it) or shorten the texts{cure}.", *long
-        )
+        what = f"{what}. Raise max_length (as far as the model takes it) or shorten the texts{cure}."
+        problems.add(where, what, *long)
     return examples.select(np.flatnonzero(short)) if long else examples
 
 
@@ -491,7 +477,7 @@ def tokenize_pairs(dataset, tokenizer, *, source, target, max_length=None, too_l
         raise data.DataError("this tokenizer has no end token, so the model never stops. Set tokenizer.eos_token.")
     splits, problems = data._splits(dataset), data.Problems()
     for where, rows in splits.items():
-        data._check_pairs(problems, where, rows, source, target)
+        data._check_pairs(problems, where, rows, target, source)
     problems.raise_all(", ".join(splits))
     columns, end = [*data._fields(source), target], tokenizer.eos_token_id
 

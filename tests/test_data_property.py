@@ -1,4 +1,4 @@
-"""Thousands of malformed tables: `helpers.data` answers with a checked data set or with a DataError."""
+"""Thousands of malformed tables: `helpers` answers with a checked data set and its tokens, or with a DataError."""
 
 import csv
 import io
@@ -10,8 +10,9 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, List
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_chat_templates import CHATML, bytewise
 
-from helpers import data
+from helpers import data, text
 
 FACTOR = 10 if os.environ.get("RELEASE") == "1" else 1
 many = settings(
@@ -21,6 +22,9 @@ many = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+TOKENIZER = bytewise("<|im_start|>", "<|im_end|>")
+TOKENIZER.chat_template = CHATML
 
 names = st.sampled_from(["text", "label", "Text", "labels", "", "1", "tokens", "naïve", "a b"])
 words = st.sampled_from(
@@ -91,6 +95,13 @@ def in_memory(draw):
     return Dataset.from_dict(table)
 
 
+@st.composite
+def parquet_files(draw):
+    file = io.BytesIO()
+    draw(in_memory()).to_parquet(file)
+    return ".parquet", damaged(draw, file.getvalue())
+
+
 def is_checked(rows):
     feature, labels = rows.features["label"], rows["label"][:]
     if isinstance(feature, List):  # a row may have several labels
@@ -100,7 +111,8 @@ def is_checked(rows):
     assert isinstance(feature, ClassLabel)
     assert rows.num_rows > 0
     assert all(0 <= number < len(feature.names) for number in labels)
-    assert all(text.strip() for text in rows["text"][:])
+    assert all(one.strip() for one in rows["text"][:])
+    assert text.tokenize(rows, TOKENIZER)["labels"][:] == rows["label"][:]
 
 
 def checked_or_refused(function):
@@ -117,9 +129,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("malformed")
 
 
-@pytest.mark.parametrize("files", [csv_files, json_files, json_lines_files])
+@pytest.mark.parametrize("files", [csv_files, json_files, json_lines_files, parquet_files])
 def test_files(folder, files):
-    @many
+    @settings(many, max_examples=(40 if files is parquet_files else 250) * FACTOR)  # Parquet takes ten times as long
     @given(files())
     def run(made):
         suffix, content = made
@@ -147,7 +159,7 @@ tags = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "I-", "x", "", 
 sentences = st.lists(st.lists(words | st.none(), max_size=4), min_size=1, max_size=4)
 
 
-@settings(many, max_examples=200 * FACTOR)
+@settings(many, max_examples=120 * FACTOR)
 @given(sentences, st.data())
 def test_sentences(found, more):
     tagged = [more.draw(st.lists(tags, min_size=len(s), max_size=len(s)) | st.lists(tags, max_size=4)) for s in found]
@@ -155,6 +167,8 @@ def test_sentences(found, more):
         checked = data.check_tokens(Dataset.from_dict({"tokens": found, "tags": tagged}))
     except data.DataError:
         return
+    labels = text.align_labels(checked, TOKENIZER)["labels"]
+    assert [[one for one in row if one != -100] for row in labels] == checked["tags"][:]
     tag_names = checked.features["tags"].feature.names
     begins = any(tag and tag.startswith("B-") for sentence in tagged for tag in sentence)
     for sentence, numbers, before in zip(checked["tokens"][:], checked["tags"][:], tagged, strict=True):
@@ -190,8 +204,21 @@ chat_rows = st.fixed_dictionaries(
     {}, optional={"messages": good_turns | st.lists(turns, max_size=4) | values, "tools": values, "system": scalars}
 )
 sharegpt_rows = st.fixed_dictionaries({"conversations": st.lists(turns, max_size=3) | good_turns})
+gemini_rows = st.fixed_dictionaries(
+    {"contents": good_turns.map(lambda turns: [{"role": t["role"], "parts": [{"text": t["content"]}]} for t in turns])},
+    optional={"systemInstruction": values, "system_prompt": scalars},
+)
+trl_rows = st.fixed_dictionaries(
+    {
+        "prompt": good_turns.map(lambda turns: turns[:-1]),
+        "completion": good_turns.map(lambda turns: turns[-1:]) | values,
+    },
+    optional={"system": scalars, "tools": values},
+)
+cell_rows = st.fixed_dictionaries({"messages": (good_turns | st.lists(turns, max_size=3) | values).map(json.dumps)})
 alpaca_rows = st.fixed_dictionaries(
-    {"instruction": strange, "output": strange}, optional={"input": scalars, "history": values, "system": scalars}
+    {"instruction": strange, "output": strange},
+    optional={"input": scalars, "history": values, "system_prompt": scalars},
 )
 answers = st.fixed_dictionaries({"text": strange, "answer_start": st.integers(0, 9)})
 questions = st.fixed_dictionaries({"question": strange}, optional={"answers": st.lists(answers, max_size=2) | values})
@@ -213,17 +240,28 @@ squad = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("kind", ["chat", "sharegpt", "alpaca", "squad"])
+TALKS = {"chat": chat_rows, "sharegpt": sharegpt_rows, "alpaca": alpaca_rows, "squad": squad}
+TALKS |= {"gemini": gemini_rows, "trl": trl_rows, "cells": cell_rows}
+
+
+@pytest.mark.parametrize("kind", TALKS)
 def test_conversations(folder, kind):
-    rows = {"chat": chat_rows, "sharegpt": sharegpt_rows, "alpaca": alpaca_rows, "squad": squad}[kind]
+    rows = TALKS[kind]
     documents = squad if kind == "squad" else st.lists(rows, max_size=4)
 
-    @settings(many, max_examples=80 * FACTOR)
+    @settings(many, max_examples=50 * FACTOR)
     @given(documents, st.sampled_from([".json", ".jsonl"]), st.sampled_from([None, "S"]))
     def run(found, suffix, system):
         path = folder / f"talks{suffix}"
         lines = [found] if kind == "squad" else found
-        path.write_text("\n".join(map(json.dumps, lines)) if suffix == ".jsonl" else json.dumps(found))
+        if kind == "cells" and suffix == ".json":  # the other kind of file that has text in its cells
+            path = folder / "talks.csv"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([["messages"], *([row["messages"]] for row in found)])
+        elif suffix == ".jsonl":
+            path.write_text("\n".join(map(json.dumps, lines)))
+        else:
+            path.write_text(json.dumps(found))
         try:
             talks = data.to_messages(data.read(path), system=system)
         except data.DataError:
@@ -235,6 +273,12 @@ def test_conversations(folder, kind):
                 assert turn["role"] in data.ROLES
                 assert (turn["content"] or "").strip() or turn["tool_calls"]
         assert data.to_messages(talks).to_list() == talks.to_list(), "the house's own form stays as it is"
+        try:
+            examples = text.tokenize_chat(talks, TOKENIZER)
+        except data.DataError:
+            return
+        assert examples.num_rows == talks.num_rows
+        assert all({*labels} > {-100} for labels in examples["labels"])
 
     run()
 

@@ -456,6 +456,9 @@ def test_every_setting_of_the_template_does_something(kind, name, kinds):
         value = []
     else:
         value = OTHER[name] if name in OTHER else changed(value)
+    if name == "peft.target_modules":
+        layers = [layer for layer, _ in train.network(config).named_modules()]
+        value = [one for one in value if any(layer.endswith(f".{one}") for layer in layers)]
     other[section][key] = value
     if name in ("training.eval_strategy", "training.save_strategy"):
         other["training"]["load_best_model_at_end"] = False  # which needs both

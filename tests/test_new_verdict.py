@@ -98,6 +98,7 @@ def test_equal_answers_in_any_script_are_right(text, scoring):
     assert scoring["generation"].rouge(["grosser"], ["größer"])[0] == 0
     assert scoring["generation"].rouge([unicodedata.normalize("NFD", text)], [text])[0] == 1
     said, true = ["की", "สวัสดา", text], ["का", "สวัสดี", f"{text} {text}"]  # a vowel is a part of its letter
+    said, true = [*said, "No, it's 3.5 👍!", "...", "a_b", "ខ្មែរ"], [*true, "no it is 3 5 👍", "...", "a b", "ខ្មែ"]
     wanted = [metrics.score("rougeL", [one], [other]) for one, other in zip(said, true, strict=True)]
     assert scoring["generation"].rouge(said, true).tolist() == pytest.approx(wanted)
 

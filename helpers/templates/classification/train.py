@@ -41,6 +41,7 @@ from transformers import (
     EarlyStoppingCallback,
     HfArgumentParser,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -194,9 +195,15 @@ def training_arguments(config):
         if isinstance(field.default, (int, float)) and isinstance(value, str):
             raise ConfigError(f"training: {field.name} is {value!r}, and should be like {field.default}.")
     try:
-        return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
+        arguments = HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)  # else a package that is missing is found at the first step
+    except (ImportError, ValueError) as error:
+        if "to pass a" not in str(error):  # as some ask for the model
+            raise ConfigError(f"training: optim is {settings['optim']}. {' '.join(str(error).split())}") from None
+    return arguments
 
 
 def how_it_computes(config, arguments):
@@ -373,11 +380,25 @@ def new_layers(config):
     return [name for name, part in model.named_children() if name not in pretrained and list(part.parameters())]
 
 
+def check_layers(settings, config):
+    """Raises for a name of a layer that the model lacks: peft asks only that one of them is there."""
+    ends = [f".{name}" for name, _ in network(config).named_modules()]
+    for setting in ("target_modules", "modules_to_save"):
+        listed = settings.get(setting) if isinstance(settings.get(setting), list) else []
+        if lacking := [name for name in listed if not any(end.endswith(f".{name}") for end in ends)]:
+            raise ConfigError(f"peft: {setting} has {', '.join(lacking)}, and the model has no layer of that name.")
+
+
 def peft_config(config):
     """The adapter's configuration, or None; a null for names of layers gets the names that fit the model."""
     if "peft" not in config:
         return None
-    settings = {"task_type": task_type(config), **config["peft"]}
+    settings, kind = dict(config["peft"]), task_type(config)
+    if settings.setdefault("task_type", kind) not in (kind, None):
+        other = settings["task_type"]
+        raise ConfigError(f"peft: task_type is {other}, here it is {kind}: a new layer would be lost. Leave it out.")
+    settings["task_type"] = kind
+    check_layers(settings, config)
     family, defaults = model_config(config).model_type, {}
     if settings["peft_type"] == "LORA":
         defaults["target_modules"] = block_layers(config)
@@ -508,6 +529,23 @@ def predicted(trainer, examples):
     return summed / np.bincount(places)[:, None], output.metrics["part_loss"]
 
 
+def go_on(trainer, checkpoint):
+    """Trains, from a checkpoint if there is one; of a training that had come to its end the best model is loaded.
+
+    `Trainer` looks at its number of steps only after a step, so from the last checkpoint it would make one too many.
+    """
+    noted = Path(checkpoint or "") / "trainer_state.json"
+    state = TrainerState.load_from_json(noted) if checkpoint else TrainerState()
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not control.get("should_training_stop"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    state.is_world_process_zero = trainer.is_world_process_zero()  # as every process reads the file of the first
+    trainer.state, best = state, state.best_model_checkpoint
+    keeps_best = trainer.args.load_best_model_at_end and best and Path(best).exists()
+    trainer._load_from_checkpoint(best if keeps_best else checkpoint)
+
+
 def evaluate(trainer, tokenizer, config, rows, examples):
     """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
 
@@ -577,7 +615,7 @@ def brief_run(config, rate, steps, tokenizer, examples):
         arguments = training_arguments(asked)
         begin(asked, arguments)
         trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+        go_on(trainer, last_whole_checkpoint(arguments.output_dir))
         record = {"settings": asked, "metrics": trainer.evaluate()}
         if trainer.is_world_process_zero():
             record_file(asked).write_text(json.dumps(record), encoding="utf-8")
@@ -639,7 +677,7 @@ def main(path="config.yaml"):
     trainer = make_trainer(config, arguments, model, tokenizer, examples)
     checkpoint = last_whole_checkpoint(arguments.output_dir)
     print(f"goes on from {Path(checkpoint).name}" if checkpoint else "begins anew")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    go_on(trainer, checkpoint)
 
     # Scores
     results = evaluate(trainer, tokenizer, config, rows, examples)

@@ -1,21 +1,20 @@
 """What the answers are worth: scores, simple baselines on the same rows, and what looks wrong with them."""
 
-import re
 import unicodedata
 from collections import Counter
 
 import numpy as np
+import regex
 from rouge_score.rouge_scorer import RougeScorer
 
 import report
 import verdict
 
 UNTRAINED, FREQUENT, COPY = "untrained model", "the most frequent answer", "the input, copied"
-# Words, signs, and each letter by itself where words are not set apart (Chinese, Japanese, Thai). A letter keeps its
-# marks, such as accents and the vowels of Hindi.
-MARKS = "".join(chr(i) for i in range(0x300, 0x2000) if unicodedata.category(chr(i))[0] == "M") + "\u200c\u200d"
-ALONE = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-WORD = re.compile(rf"[{ALONE}][{MARKS}]*|(?:(?![{ALONE}])(?:[^\W_]|[{MARKS}]))+|[^\w\s]")
+# Runs of letters and digits, each symbol such as an emoji, and each letter by itself where words are not set apart
+# (Chinese, Japanese, Thai). A letter keeps its marks, such as accents and the vowels of Hindi.
+ALONE = r"[\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}&&\p{L}]\p{M}*"
+WORD = rf"{ALONE}|(?:(?!{ALONE})[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d])+|\p{{So}}"
 
 
 # ---- Scores ---------------------------------------------------------------------------------------------------------
@@ -26,7 +25,17 @@ class Words:
 
     @staticmethod
     def tokenize(text):
-        return WORD.findall(unicodedata.normalize("NFC", text.lower()))
+        return words(text, WORD)
+
+
+def words(text, pattern):
+    """The pieces of a text that fit; an accent may be part of its letter, or a sign of its own."""
+    return regex.findall(pattern, unicodedata.normalize("NFC", text.lower()), flags=regex.V1)
+
+
+def words_and_signs(text):
+    """What BLEU counts: a comma that is missing is a mistake too."""
+    return words(text, rf"{WORD}|[\p{{P}}\p{{S}}]")
 
 
 def main_metric(config):
@@ -37,7 +46,7 @@ def main_metric(config):
 def rouge(predictions, references):
     """ROUGE-L of each row."""
     scorer, pairs = RougeScorer(["rougeL"], tokenizer=Words()), zip(references, predictions, strict=True)
-    return np.array([scorer.score(*pair)["rougeL"].fmeasure if any(pair) else 1.0 for pair in pairs])
+    return np.array([scorer.score(*pair)["rougeL"].fmeasure for pair in pairs])
 
 
 def statistics(predictions, references):
@@ -48,7 +57,7 @@ def statistics(predictions, references):
 def bleu_statistics(predictions, references):
     """What BLEU is made of, a line a row: equal runs of 1 to 4 words, all such runs, and the words of both sides."""
     lines = []
-    for said, true in zip(map(Words.tokenize, predictions), map(Words.tokenize, references), strict=True):
+    for said, true in zip(map(words_and_signs, predictions), map(words_and_signs, references), strict=True):
         both = [
             [Counter(zip(*(one[i:] for i in range(n)), strict=False)) for one in (said, true)] for n in (1, 2, 3, 4)
         ]

@@ -46,6 +46,7 @@ from transformers import (
     GenerationConfig,
     HfArgumentParser,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -200,9 +201,15 @@ def training_arguments(config):
         if isinstance(field.default, (int, float)) and isinstance(value, str):
             raise ConfigError(f"training: {field.name} is {value!r}, and should be like {field.default}.")
     try:
-        return HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
+        arguments = HfArgumentParser(TrainingArguments).parse_dict(settings)[0]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)  # else a package that is missing is found at the first step
+    except (ImportError, ValueError) as error:
+        if "to pass a" not in str(error):  # as some ask for the model
+            raise ConfigError(f"training: optim is {settings['optim']}. {' '.join(str(error).split())}") from None
+    return arguments
 
 
 def how_it_computes(config, arguments):
@@ -344,7 +351,10 @@ def templated(messages, tokenizer, **options):
         ) from None
 
 
-DOES_NOT_SHOW = "data: the chat template does not show where an answer begins and ends: set another chat_template."
+SHOWS = "data: the chat template {}, so it does not show where an answer begins and ends: set another chat_template."
+LEAVES_OUT = "data: the chat template leaves out the system's message: set another chat_template, or leave it out too."
+JOINED = "data: the prompt's end and the answer's start are one token: take white space off one, or set chat_template."
+END_INSIDE = "data: an answer holds the text of the token that ends answers, so the model would stop there. Drop it."
 REWRITES = (
     "data: the chat template writes an answer in another way once others follow, so not all of a row can count. "
     "Set data.answers: last, and only the last one does; or make each answer the end of a row of its own."
@@ -354,20 +364,75 @@ REWRITES = (
 def chat_example(messages, tokenizer, only_last=False):
     """A conversation as token ids; the answers count, with their ends; the other tokens have -100, which is skipped."""
     whole = templated(messages, tokenizer)
-    special, labels = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder), [-100] * len(whole)
-    for i, message in enumerate(messages):
-        is_last = i == len(messages) - 1
-        if message["role"] == "assistant" and (is_last or not only_last):
-            start = prompt_ids(messages[:i], tokenizer, to_encoder=False)
-            end = templated(messages[: i + 1], tokenizer)
-            pairs = enumerate(zip(whole, end, strict=False))  # some templates end the last turn in another way
-            same = next((at for at, (one, other) in pairs if one != other), min(len(whole), len(end)))
-            changed = [one for one in end[same:] if one not in special and tokenizer.decode([one]).strip()]
-            stop = max((at + 1 for at in range(len(start), same) if whole[at] in special), default=0)
-            if whole[: len(start)] != start or changed or not stop:
-                raise ConfigError(DOES_NOT_SHOW if is_last else REWRITES)
-            labels[len(start) : stop] = whole[len(start) : stop]  # some templates go on after the end
+    if messages[0]["role"] == "system":  # changed, as a template may have the same text by default
+        changed = [{**messages[0], "content": messages[0]["content"] + "."}, *messages[1:]]
+        if templated(changed, tokenizer) == whole:
+            raise ConfigError(LEAVES_OUT)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    answers, spans, labels = answers[-1:] if only_last else answers, marked(messages, tokenizer), [-100] * len(whole)
+    for start, stop in spans[-len(answers) :] or [added(messages, i, tokenizer, whole) for i in answers]:
+        labels[start:stop] = whole[start:stop]
     return {"input_ids": whole, "attention_mask": [1] * len(whole), "labels": labels}
+
+
+@functools.cache
+def special_ids(tokenizer):
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def body_and_end(ids, start, stop, tokenizer):
+    """Where an answer's own tokens end, and where the last special token behind them does, or None."""
+    special, body = special_ids(tokenizer), stop
+    while body > start and (ids[body - 1] in special or not tokenizer.decode(ids[body - 1]).strip()):
+        body -= 1
+    return body, max((at + 1 for at in range(body, stop) if ids[at] in special), default=None)
+
+
+def marked(messages, tokenizer):
+    """The tokens of each answer that the template marks with {% generation %}; none where it does not mark them all.
+
+    Some tokenizers place characters wrongly, and some marks leave the end out: then they do not count.
+    """
+    if not tokenizer.is_fast or not re.search(r"{%-?\s*generation\b", tokenizer.get_chat_template()):
+        return []
+    encoded = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
+    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+    starts = [at for at, (before, now) in enumerate(zip([0, *mask], mask, strict=False)) if now and not before]
+    stops = [next((at for at in range(start, len(mask)) if not mask[at]), len(mask)) for start in starts]
+    stops = [body_and_end(ids, start, stop, tokenizer)[1] for start, stop in zip(starts, stops, strict=True)]
+    said = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    if len(starts) != len(said) or None in stops:
+        return []
+    spans = list(zip(starts, stops, strict=True))
+    written = [tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False) for start, stop in spans]
+    return spans if all(one in text for one, text in zip(said, written, strict=True)) else []
+
+
+def added(messages, i, tokenizer, whole):
+    """The tokens of answer i: what the template adds to the prompt that asks for it."""
+    asked, turn = prompt_ids(messages[:i], tokenizer, to_encoder=False), templated(messages[: i + 1], tokenizer)
+    start, content, is_last = len(asked), messages[i]["content"].strip(), i == len(messages) - 1
+    text = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+    prompt = text(messages[:i], add_generation_prompt=True)
+    if whole[:start] != asked:
+        other = SHOWS.format("does not begin an answer as it asks for one") if is_last else REWRITES
+        raise ConfigError(JOINED if text(messages).startswith(prompt) else other)
+    body, stop = body_and_end(turn, start, len(turn), tokenizer)
+    if stop is None:
+        raise ConfigError(SHOWS.format("ends an answer with no special token"))
+    heading = text(messages[: i + 1])[len(prompt) :].partition(content)[0].strip()
+    with contextlib.suppress(jinja2.TemplateError):  # of a template that refuses to end with a question
+        if heading and text(messages[:i]).startswith(prompt):
+            raise ConfigError(SHOWS.format("adds nothing to ask for an answer"))
+    if tokenizer.convert_ids_to_tokens(turn[stop - 1]) in content:
+        raise ConfigError(END_INSIDE)
+    pairs = enumerate(zip(whole, turn, strict=False))  # some templates end the last turn in another way
+    same = next((at for at, (one, other) in pairs if one != other), min(len(whole), len(turn)))
+    stop = body_and_end(whole, start, same, tokenizer)[1]
+    if body > same or stop is None:
+        raise ConfigError(REWRITES)
+    return start, stop
 
 
 def pair_example(messages, tokenizer):
@@ -447,11 +512,25 @@ def block_layers(config):
     return sorted({re.split(r"\.\d+\.", name)[-1] for name in layers if re.search(r"\.\d+\.", name)})
 
 
+def check_layers(settings, config):
+    """Raises for a name of a layer that the model lacks: peft asks only that one of them is there."""
+    ends = [f".{name}" for name, _ in network(config).named_modules()]
+    for setting in ("target_modules", "modules_to_save"):
+        listed = settings.get(setting) if isinstance(settings.get(setting), list) else []
+        if lacking := [name for name in listed if not any(end.endswith(f".{name}") for end in ends)]:
+            raise ConfigError(f"peft: {setting} has {', '.join(lacking)}, and the model has no layer of that name.")
+
+
 def peft_config(config):
     """The adapter's configuration, or None; a null for target_modules gets all layers of the blocks."""
     if "peft" not in config:
         return None
-    settings = {"task_type": task_type(config), **config["peft"]}
+    settings, kind = dict(config["peft"]), task_type(config)
+    if settings.setdefault("task_type", kind) not in (kind, None):
+        other = settings["task_type"]
+        raise ConfigError(f"peft: task_type is {other}, here it is {kind}: a new layer would be lost. Leave it out.")
+    settings["task_type"] = kind
+    check_layers(settings, config)
     if settings["peft_type"] == "LORA" and settings.get("target_modules") is None:
         settings["target_modules"] = block_layers(config)
     return peft.get_peft_config(settings)
@@ -583,6 +662,23 @@ def last_whole_checkpoint(folder):
             continue
 
 
+def go_on(trainer, checkpoint):
+    """Trains, from a checkpoint if there is one; of a training that had come to its end the best model is loaded.
+
+    `Trainer` looks at its number of steps only after a step, so from the last checkpoint it would make one too many.
+    """
+    noted = Path(checkpoint or "") / "trainer_state.json"
+    state = TrainerState.load_from_json(noted) if checkpoint else TrainerState()
+    control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not control.get("should_training_stop"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    state.is_world_process_zero = trainer.is_world_process_zero()  # as every process reads the file of the first
+    trainer.state, best = state, state.best_model_checkpoint
+    keeps_best = trainer.args.load_best_model_at_end and best and Path(best).exists()
+    trainer._load_from_checkpoint(best if keeps_best else checkpoint)
+
+
 def evaluate(trainer, tokenizer, config, rows, examples, untrained):
     """What the model gives for the validation and the test rows, beside simple baselines, and what looks wrong.
 
@@ -654,7 +750,7 @@ def brief_run(config, rate, steps, tokenizer, examples):
         arguments = training_arguments(asked)
         begin(asked, arguments)
         trainer = make_trainer(asked, arguments, load_model(asked), tokenizer, examples)
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(arguments.output_dir))
+        go_on(trainer, last_whole_checkpoint(arguments.output_dir))
         record = {"settings": asked, "metrics": trainer.evaluate()}
         if trainer.is_world_process_zero():
             record_file(asked).write_text(json.dumps(record), encoding="utf-8")
@@ -718,7 +814,7 @@ def main(path="config.yaml"):
     trainer = make_trainer(config, arguments, model, tokenizer, examples)
     checkpoint = last_whole_checkpoint(arguments.output_dir)
     print(f"goes on from {Path(checkpoint).name}" if checkpoint else "begins anew")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    go_on(trainer, checkpoint)
 
     # Scores
     results = evaluate(trainer, tokenizer, config, rows, examples, untrained)
