@@ -320,7 +320,8 @@ OTHER = {  # another value, where adding one or turning round does not do
     "data.labels": ["2", "1", "0"],
     "data.stride": 4,
     "data.written": 3,
-    "data.chat_template": "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}",
+    "data.chat_template": "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
     "training.output_dir": "runs/other",
     "training.lr_scheduler_type": "cosine",
     "training.optim": "adafactor",
