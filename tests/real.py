@@ -29,6 +29,14 @@ DIAL = re.compile(r"""(?m)^MODEL = ("[^"\n]*"|'[^'\n]*')""")
 MODELS = {  # notebook: the real model that it runs with
     "00_start_here": "minilm",
     "01_classification": "minilm",
+    "02_generation": "smollm2",
+    "03_full_fine_tuning": "minilm",
+    "04_lora": "minilm",
+    "05_qlora": "smollm2",
+    "06_multi_adapter": "smollm2",
+    "07_domain_adaptation": "minilm",
+    "08_break_it": "minilm",
+    "09_beyond_one_machine": "smollm2",
     "10_trl_and_preferences": "smollm2",
     "11_sharing_and_serving": "smollm2",
 }
