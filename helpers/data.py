@@ -546,7 +546,9 @@ def _pieces(file, rows):
 def _read_parquet(path):
     try:
         with _no_progress_bars():
-            return Dataset.from_parquet(str(path), cache_dir=tempfile.mkdtemp(dir=_temporary_folder().name))
+            rows = Dataset.from_parquet(str(path), cache_dir=tempfile.mkdtemp(dir=_temporary_folder().name))
+        rows.data.validate(full=True)  # bytes that are no UTF-8 are found here, not when a row is read
+        return rows
     except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         raise DataError(f"{path.name}: cannot be read as Parquet ({_first_line(error)}). Save it again.") from None
 

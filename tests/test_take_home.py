@@ -369,6 +369,7 @@ def test_the_take_home_cell_that_serves_an_adapter_merges_it_writes_its_card_and
 
     out, models = tmp_path / "mine" / "served", ROOT / "data" / "models"
     settings = {"ADAPTER": str(models / "adapters" / "titles"), "MODEL": str(models / "tiny-decoder"), "OUT": str(out)}
+    settings["LICENCE, DATASETS, SCORES"] = ("mit", ["me/titles"], {"exact_match": 0.9})
     printed = run_alone(take_home("11_sharing_and_serving", settings), tmp_path)
 
     assert "said: Handy coffee machine" in printed
