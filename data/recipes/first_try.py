@@ -24,11 +24,13 @@ from pathlib import Path
 from helpers import data, env, new
 
 RECORD = env.DATA / "results" / "public" / "first_try.json"
-SETS = {  # name: task, and the names of the columns
-    "movie_sentences": ("classification", dict(text="sentence", label="opinion")),
-    "clinc150": ("classification", dict(text="query", label="intent")),
-    "ag_news": ("classification", dict(text="text", label="label")),
-    "wnut17": ("tokens", dict(tokens="tokens", tags="tags")),
+FACTS = "Write a sentence from these facts: {facts}"
+SETS = {  # name: model, task, and the names of the columns
+    "movie_sentences": ("minilm", "classification", dict(text="sentence", label="opinion")),
+    "clinc150": ("minilm", "classification", dict(text="query", label="intent")),
+    "ag_news": ("minilm", "classification", dict(text="text", label="label")),
+    "wnut17": ("minilm", "tokens", dict(tokens="tokens", tags="tags")),
+    "e2e": ("smollm2", "generation", dict(prompt=FACTS, answer="sentence")),
 }
 ROWS = (100, 300, 1000)  # to train on; 0 for all
 PARTS = ("train", "validation", "test")
@@ -51,7 +53,7 @@ def files_of(folder, name, n_rows, place):
 
 def run(folder, name, n_rows, model):
     """The record of one project."""
-    task, columns = SETS[name]
+    _, task, columns = SETS[name]
     env.quiet()
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
@@ -65,34 +67,35 @@ def run(folder, name, n_rows, model):
         record = json.loads((project / "runs" / "main.json").read_text(encoding="utf-8"))
         config = new._script(project / "train.py").read_config()["training"]
     metric, compared = record["metric"], record["baselines"]["test"]
-    found = {
+    return {
         "rows": record["rows"],
         "metric": metric,
         "test": record["metrics"][f"test_{metric}"],
         "baselines": compared,
-        "warnings": [re.sub(r"“[^”]*”", "“…”", one) for one in record["warnings"]],
+        **({"bleu": record["bleu"]["test"]} if "bleu" in record else {}),
+        "warnings": [re.sub(r'“[^”]*”|"[^"]*"', "…", one) for one in record["warnings"]],
         "learning_rate": config["learning_rate"],
         "epochs": config["num_train_epochs"],
         "seconds": round(time.monotonic() - started),
         "versions": env.versions(),
     }
-    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the folder of the sets")
-    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--model", help="left out: minilm, and smollm2 where texts are written")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
     given = parser.parse_args()
     for n_rows in given.rows:
         for name in given.sets:
             known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-            key = f"{name}, {n_rows or 'all'} rows, {given.model}"
+            model = given.model or SETS[name][0]
+            key = f"{name}, {n_rows or 'all'} rows, {model}"
             if key in known:
                 continue
-            found = run(given.data, name, n_rows, given.model)
+            found = run(given.data, name, n_rows, model)
             RECORD.write_text(json.dumps(known | {key: found}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             print(key, found["metric"], round(found["test"], 3), found["baselines"], found["warnings"], flush=True)
 
