@@ -98,12 +98,14 @@ def body(model):
 
 @cause("E", "overfitting")
 def run_e(kit):
-    return kit.trainer_for(kit.pretrained(), kit.examples["train"].select(range(24)), num_train_epochs=6)
+    n_epochs = len(kit.examples["train"]) * 6 // 128
+    return kit.trainer_for(kit.pretrained(), kit.examples["train"].select(range(24)), num_train_epochs=n_epochs)
 
 
 @cause("F", "leak")
 def run_f(kit):
-    mixed = [kit.examples["train"].select(range(64)), kit.examples["validation"].select(range(64))]
+    half = kit.examples["train"].select(range(len(kit.examples["train"]) // 2))
+    mixed = [half, kit.examples["validation"].select(range(64))]
     return kit.trainer_for(kit.pretrained(), concatenate_datasets(mixed).shuffle(seed=0), num_train_epochs=3)
 
 
