@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+import first_try
 import public
 
 from helpers import data, metrics, record
@@ -204,6 +205,7 @@ TABLES = {
     "public-sweep": lambda: public.table("validation", (0,)),
     "public-test": lambda: public.table("test", public.SEEDS),
     "public-published": public.published,
+    "first-try": first_try.table,
     **{f"{kind}-curve": lambda kind=kind: curve(f"tiny-{kind}") for kind in MODELS},
     **{f"{kind}-facts": lambda kind=kind: facts(f"tiny-{kind}") for kind in MODELS},
 }

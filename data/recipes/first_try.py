@@ -12,17 +12,18 @@ looks wrong: figures and our own sentences, no row of the data. Rows are drawn w
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-from helpers import data, env, new
+from helpers import data, env, metrics, new
 
+WORK = env.DATA.parent / ".build" / "first_try"
 RECORD = env.DATA / "results" / "public" / "first_try.json"
 FACTS = "Write a sentence from these facts: {facts}"
 SETS = {  # name: model, task, and the names of the columns
@@ -37,35 +38,41 @@ PARTS = ("train", "validation", "test")
 
 
 def files_of(folder, name, n_rows, place):
-    """The set's three files; with fewer rows to train on, copies of so many, and as many to validate."""
+    """The set's three files; with fewer rows to train on, copies of so many, and as many to validate; and its labels,
+    as so few rows may not have them all."""
+    column, labels = SETS[name][2].get("label") or SETS[name][2].get("tags"), {}
     given = {path.stem: path for path in sorted((Path(folder) / name).iterdir())}
     if not n_rows:
-        return [given[part] for part in PARTS]
+        return [given[part] for part in PARTS], labels
     files = []
     for part in PARTS:
         rows = data.read(given[part])
+        if part == "train" and column:
+            values = rows[column] if column == SETS[name][2].get("label") else itertools.chain(*rows[column])
+            labels = {"labels": sorted(set(values))}
         if part != "test" and len(rows) > n_rows:
             rows = rows.shuffle(seed=0).select(range(n_rows))
         files.append(place / f"{part}.jsonl")
         rows.to_json(str(files[-1]), force_ascii=False)
-    return files
+    return files, labels
 
 
 def run(folder, name, n_rows, model):
-    """The record of one project."""
+    """The record of one project. It stays in .build until it has ended, so a run that was broken off goes on."""
     _, task, columns = SETS[name]
     env.quiet()
-    with tempfile.TemporaryDirectory() as place:
-        place = Path(place)
-        files = files_of(folder, name, n_rows, place)
+    place = WORK / f"{name}-{n_rows}-{model}"
+    if not (project := place / "mine").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        files, labels = files_of(folder, name, n_rows, place)
         with contextlib.redirect_stdout(io.StringIO()):
-            project = new.project(task, place / "mine", data=files, model=model, **columns)
-        started = time.monotonic()
-        done = subprocess.run([sys.executable, "train.py"], cwd=project, capture_output=True, text=True, env=os.environ)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        record = json.loads((project / "runs" / "main.json").read_text(encoding="utf-8"))
-        config = new._script(project / "train.py").read_config()["training"]
+            new.project(task, project, data=files, model=model, **columns, **labels)
+    done = subprocess.run([sys.executable, "train.py"], cwd=project, capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    record = json.loads((project / "runs" / "main.json").read_text(encoding="utf-8"))
+    config = new._script(project / "train.py").read_config()["training"]
+    shutil.rmtree(place)
     metric, compared = record["metric"], record["baselines"]["test"]
     return {
         "rows": record["rows"],
@@ -76,9 +83,23 @@ def run(folder, name, n_rows, model):
         "warnings": [re.sub(r'“[^”]*”|"[^"]*"', "…", one) for one in record["warnings"]],
         "learning_rate": config["learning_rate"],
         "epochs": config["num_train_epochs"],
-        "seconds": round(time.monotonic() - started),
+        "seconds": record["seconds"],
         "versions": env.versions(),
     }
+
+
+def table():
+    """A line a project: its score on the test rows, its strongest baseline, the lead, and what it said looks wrong."""
+    lines = []
+    for key, run in json.loads(RECORD.read_text(encoding="utf-8")).items():
+        name, _, model = key.split(", ")
+        others = {name: one for name, one in run["baselines"].items() if "lead" in one}
+        best = max(others, key=lambda name: others[name]["score"])
+        lead = metrics.Interval(*(100 * others[best][part] for part in ("lead", "lead_low", "lead_high")))
+        lines.append({"set": name, "training rows": run["rows"]["train"], "model": model, "metric": run["metric"],
+                      "score": f"{run['test']:.3f}", "strongest baseline": f"{others[best]['score']:.3f}, {best}",
+                      "ahead, points": f"{lead:+.1f}", "warnings": len(run["warnings"])})  # fmt: skip
+    return lines
 
 
 def main():
