@@ -58,7 +58,8 @@ BLOCK = 512  # CUDA's allocator gives memory in blocks of this many bytes
 WORKSPACE = (2 * 4096 + 8 * 16) * 2**10  # what cuBLAS takes of the allocator; 32 MiB on H100 (torch's CUDA notes)
 STEPS = 2  # the first step makes the optimizer's state, the second one trains beside it
 OUTSIDE_GIB = 0.5  # what CUDA takes beside the allocator; seen: 0.13 (T4), 0.44 (4090), 0.50 (L40), 0.74 (GH200)
-SLACK = 0.06  # of what is reserved; 3 of 103 published runs took more: 6.2, 6.6, 13.6 % (published/comparison.json)
+SLACK = 0.06  # of what is reserved; of 109 published runs 3 of 103 took more (6 to 14 %), and 4 of 6 whose notes leave
+# settings open (9, 15, 44 and 122 %; data/results/published/comparison.json)
 CARDS = {  # GiB that torch reports: the least total in published out-of-memory messages (torch.mps' limit for Apple)
     "RTX 4060 (8 GB)": 7.6, "RTX 3060 (12 GB)": 11.6, "T4 (16 GB)": 14.56, "RTX 4080 (16 GB)": 15.6,
     "L4 (24 GB)": 22.03, "A10G (24 GB)": 22.05, "RTX 3090 (24 GB)": 23.55, "RTX 4090 (24 GB)": 23.52,
