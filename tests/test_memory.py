@@ -252,6 +252,28 @@ def test_the_committed_grid_has_all_cases_within_their_bounds_and_this_memory_pr
         assert grid.predicted(row).peak == row["predicted"], row
 
 
+EXPERTS = TINY | dict(num_key_value_heads=2, num_experts_per_tok=2)
+MIXTURES = {
+    "qwen": transformers.Qwen3MoeConfig(**EXPERTS, num_experts=4, moe_intermediate_size=64, head_dim=32),
+    "mixtral": transformers.MixtralConfig(**EXPERTS, num_local_experts=4),
+}
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "all-linear"])  # all experts are one parameter
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_of_experts_takes_what_was_predicted(family, adapter):
+    predicted = memory.predict(MIXTURES[family], **SMALL, peft=adapter, device="cpu", padding=False)
+    model = transformers.AutoModelForCausalLM.from_config(MIXTURES[family]).train()
+    model.config.use_cache = False
+    model = peft.get_peft_model(model, LORA) if adapter else model
+    ids = torch.randint(5, 500, (SMALL["batch"], SMALL["length"]))
+    with memory.measure(model) as measured:
+        grid.train(model, dict(input_ids=ids, labels=ids), steps=2, fused=True)
+    assert measured.peak == pytest.approx(predicted.peak, rel=1e-3)
+    on_gpu = memory.predict(MIXTURES[family], **SMALL, peft=adapter)
+    assert on_gpu.split["weights"] == pytest.approx(predicted.split["weights"], rel=0.01)
+
+
 def test_weights_gradients_and_optimizer_are_the_sum_by_hand():
     predicted = memory.predict(BERT, **SMALL, device="cpu")
     parameters = grid.transformers.BertForSequenceClassification(BERT).num_parameters()
