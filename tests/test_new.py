@@ -68,7 +68,7 @@ REFUSED = [
     (("classification", "new"), {"model": "tiny-seq2seq"}, r"tiny-seq2seq is an encoder-decoder \(t5\).*generation"),
     (("classification", "new"), {"method": "prefix"}, r"by prefix tuning .* Possible: full, lora, qlora, ia3\."),
     (("classification", "new"), {"data": "mine.cvs"}, r"no such file \(closest in its folder: mine.csv\)"),
-    (("classification", "new"), {"data": ["mine.csv"] * 4}, "4 files: pass one"),
+    (("classification", "new"), {"data": ["mine.csv"] * 4}, "4 files: pass one.*If each file is one text"),
     (
         ("classification", "new"),
         {"data": "mine.csv"},
@@ -745,7 +745,7 @@ def test_a_template_that_rewrites_earlier_answers_says_so_or_trains_the_last_one
 
 def test_the_memory_of_an_optimizer_that_is_not_known_is_said():
     folder = new.project("classification", "new", **MINE, settings={"training.optim": "ademamix"})
-    assert "The memory of ademamix is not known: below it is that of" in (folder / "README.md").read_text()
+    assert "The memory of ademamix is unknown: below is that of" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
