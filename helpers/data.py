@@ -47,8 +47,9 @@ from datasets.utils.json import ujson_loads
 
 UNSEEN = f"{string.whitespace}\ufeff\u200b\u200e\u200f\u00a0"  # what may stand around a name or a line
 BATCH = 10_000  # rows looked at together: enough to be fast, few enough that long documents fit in memory
-SHOWN = 5  # rows named in an error
+SHOWN, LINES = 5, 20  # rows and problems named in an error
 MOST_CLASSES = 10_000  # a column with more different values than this is no label
+EACH = 'If each file is one text, write them all into one .jsonl file, a line each: {"text": ..., "label": ...}.'
 LARGEST_CELL = 8 << 20  # bytes of one CSV cell; a longer one is a quotation mark that is never closed
 MESSAGES = Features({"messages": List({"role": Value("string"), "content": Value("string")})})
 
@@ -86,8 +87,9 @@ class Problems:
             place = f", row{'s' if len(rows) > 1 else ''} {numbers}" if rows else ""
             lines.append(f"{where}{place}: {message}")
         heading = [f"{name}: {len(lines)} problems"] if len(lines) > 1 else []
+        more = [f"and {len(lines) - LINES} more"] if len(lines) > LINES else []
         if lines:
-            raise DataError("\n  ".join([*heading, *lines]))
+            raise DataError("\n  ".join([*heading, *lines[:LINES], *more]))
 
 
 # ---- Reading ---------------------------------------------------------------------------------------
@@ -150,12 +152,12 @@ def _load(source, path):
         with _no_progress_bars():
             return datasets.load_from_disk(str(path)) if path.is_dir() else datasets.load_dataset(str(source))
     except Exception as error:  # the library raises a dozen unrelated types here
-        files = _names(sorted(file.name for file in path.glob("*.*") if file.suffix.lower() in FORMATS))
-        holds = f"The folder holds {files}: pass one of them" if files else "Download a file and pass its path"
-        raise DataError(
-            f"{source}: could not be loaded ({type(error).__name__}: {_first_line(error)}). {holds}. Folders are to be "
-            "written by save_to_disk; for the Hub check the name, the network, HF_HUB_OFFLINE and `hf auth login`."
-        ) from error
+        cure = "Download a file and pass its path; or check the name, the network, HF_HUB_OFFLINE and `hf auth login`."
+        if path.is_dir():
+            files = _names(sorted(file.name for file in path.glob("*.*") if file.suffix.lower() in FORMATS))
+            cure = f"Pass {f'one of its files ({files})' if files else 'a file'}, or what save_to_disk wrote. {EACH}"
+        what = f"could not be loaded ({type(error).__name__}: {_first_line(error)})"
+        raise DataError(f"{source}: {what}. {cure}") from error
 
 
 def _one_split(dataset, name, split):
@@ -196,7 +198,7 @@ BINARY = {b"PK": "a zip or Excel", b"\x1f\x8b": "a gzip", b"\x28\xb5\x2f\xfd": "
 
 def _not_utf8(path):
     """The error for a file that is not what `_open` takes it for: where the first wrong byte is, and how to convert."""
-    cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text('cp1252'), "
+    cure = f"write a converted copy: `Path('utf8{path.suffix}').write_text(Path({str(path)!r}).read_text("
     with path.open("rb") as file:
         for kind in (kind for start, kind in BINARY.items() if file.peek(4).startswith(start)):
             return DataError(f"{path.name}: is {kind} file. Unpack it, save it as CSV, or give it its own ending.")
@@ -206,9 +208,12 @@ def _not_utf8(path):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
+                guess, way = "If the file is cp1252 (Latin-1, of a Western Windows)", "'cp1252'"
+                if re.search(rb"[\x81\x8d\x8f\x90\x9d]", line + file.read()):  # which cp1252 does not have
+                    guess, way = "Nor is it cp1252. To go on with \ufffd for each wrong byte", "'utf-8', 'replace'"
                 return DataError(
                     f"{path.name}, line {number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is "
-                    f"not UTF-8. If the file is cp1252 (Latin-1, of a Western Windows), {cure}'utf-8')`, and read that."
+                    f"not UTF-8. {guess}, {cure}{way}), 'utf-8')`, and read that."
                 )
     return DataError(f"{path.name}: looks like UTF-16 and is not. Save it again as UTF-8.")
 
@@ -288,7 +293,7 @@ def _csv_pieces(path, dialect, way):
     header, again = _header(next(rows, []))
     while piece := list(itertools.islice(rows, BATCH)):
         if start == 1:
-            _check_header(path.name, header, piece[:1000])
+            _check_header(path.name, header, piece[:1000], dialect[1])
         repeats = [i for i, row in enumerate(piece) if row[0].strip() in again and _same_names(row, header)]
         for i in repeats:
             cure = "Two files were joined, or there is no header: delete that line, or add a first line"
@@ -316,7 +321,7 @@ def _same_names(row, header):
     return sorted(cell.strip('\ufeff "').casefold() for cell in row) == sorted(map(str.casefold, header))
 
 
-def _check_header(file, header, rows):
+def _check_header(file, header, rows, separator):
     if twice := next((name for name in header if header.count(name) > 1), None):
         cure = "Rename one of the columns; if the first line is data, add one such as text,label"
         raise DataError(f"{file}: in the header {_short(twice)} is there twice. {cure}.")
@@ -326,9 +331,10 @@ def _check_header(file, header, rows):
         if found and not reason and not _same_names(row, header):
             reason = f"{_short(found[0])} is found again in the same column in row {number}"
     if reason:
+        names = separator.join(["text", "label", *(f"column {i}" for i in range(3, len(header) + 1))])
         raise DataError(
             f"{file}: the first line looks like data, not like column names: {reason}. "
-            "Add a first line such as text,label, or rename that column."
+            f"Add a first line such as {names!r}, each name where its column is, or rename that column."
         )
 
 
@@ -386,10 +392,11 @@ def _conll_rows(path):
                     sentence = []
                 continue
             width = width or len(cells)
-            if len(cells) != width or width == 1 or not all(map(str.strip, cells)):
+            empty = "" if all(map(str.strip, cells)) else ", one of them empty"
+            if len(cells) != width or width == 1 or empty:
                 raise DataError(
-                    f"{path.name}, line {number}: has {len(cells)} columns ({_short(line)}), where there should be "
-                    f"{max(width, 2)}: a word first, its tag last. Correct the line; a blank line ends a sentence."
+                    f"{path.name}, line {number}: has {len(cells)} columns{empty} ({_short(line)}), where there "
+                    f"should be {max(width, 2)}: a word first, its tag last. Correct it; a blank line ends a sentence."
                 )
             sentence.append(cells)
 
@@ -437,7 +444,7 @@ def _json_rows(path):
     rows = whole if isinstance(whole, list) else _unfolded(path.name, whole)
     if rows is None:
         has = f" It is an object with {_names(whole)}." if isinstance(whole, dict) else ""
-        hint = "If it is one object per line, it is a .jsonl file."
+        hint = f"If it is one object per line, it is a .jsonl file. {EACH}"
         raise DataError(f'{path.name}: is not a list of objects ([{{"text": ...}}, ...]).{has} {hint}')
     yield from rows
 
@@ -1616,8 +1623,7 @@ def _check_columns(problems, where, rows, columns):
     missing = [column for column in columns if column not in rows.column_names]
     for column in missing:
         has = _names(rows.column_names) + _closest(column, rows.column_names, "closest")
-        what = f'has no column "{column}", it has {has}'
-        problems.add(where, f"{what}. Rename a column to it, or pass the name of yours.")
+        problems.add(where, f'has no column "{column}", it has {has}. Rename one to it, or pass the name of yours.')
     if columns and rows.num_rows == 0:
         problems.add(where, "has no rows. Add some, or leave this split out.")
     return not missing and rows.num_rows > 0

@@ -265,9 +265,7 @@ def _task(config, task, peft):
     if not known:
         raise ValueError(f"{type(config).__name__} has no model to fine-tune: none of the tasks {', '.join(TASKS)}.")
     if named:
-        raise ValueError(
-            f'task "{named}": transformers has {type(config).__name__} models for {", ".join(known)} only.'
-        )
+        raise ValueError(f'task "{named}": there are {type(config).__name__} models for {", ".join(known)} only.')
     usual = ["SEQ_2_SEQ_LM"] if config.is_encoder_decoder else []
     usual += ["SEQ_CLS"] if "MASKED_LM" in known else ["CAUSAL_LM"]
     return next((name for name in usual if name in known), known[0])

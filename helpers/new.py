@@ -126,7 +126,7 @@ def project(
             with (folder / "data" / f"{part}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in _as_lines(task, rows, labels))
         config, memory, left_out = _configured(folder, source, method, fixed, settings or {})
-        model = Path(path).name if Path(path).is_dir() else path
+        model = Path(path).name if Path(source).is_dir() else source
         lines = [f"The model is {model}, trained by {METHODS[method]}. {moves}".strip(), "", *notes, *left_out, ""]
         lines += ["The expected memory of a training step:", "", "```", *str(memory).splitlines(), "```"]
         readme = (template / "README.md").read_text(encoding="utf-8").partition("## This example")[0].splitlines()
@@ -235,7 +235,8 @@ def _place_of_model(path, place):
 def _rows(task, files, columns, labels):
     """The rows of each split with train.py's columns, the names of their labels, and the README's lines on them."""
     if len(files) > 3:
-        raise ValueError(f"{len(files)} files: pass one, or two (train, test), or three (train, validation, test).")
+        parts = "pass one, or two (train, test), or three (train, validation, test)"
+        raise ValueError(f"{len(files)} files: {parts}. {tables.EACH}")
     rows = _read(files)
     splits, labels, notes = _checked(task, rows if len(rows) > 1 else rows["train"], columns, labels)
     text, label = COLUMNS[task]
@@ -247,10 +248,9 @@ def _rows(task, files, columns, labels):
     splits = tables.without_overlaps({part: splits[part] for part in PARTS}, text=text)
     dropped = before - len(splits["train"])
     if dropped == before:
-        others = " or ".join(name for name in splits if name != "train")
         raise ValueError(
-            f"no row to train on is left: the texts of all {before} are, but for case and punctuation, in {others} "
-            "too. Pass files that differ, or one file, which is split."
+            f"no row to train on is left: the texts of all {before} are, but for case and punctuation, in "
+            "validation or test too. Pass files that differ, or one file, which is split."
         )
     if dropped:
         notes += [f"Rows to train whose text is, but for case and punctuation, in another part: {dropped}, left out."]
@@ -451,9 +451,7 @@ def _try(folder, train, source, method, text, fixed, settings):
         longest = longest or max(examples["length"])
     memory = _memory(train, config, longest)
     if memory.settings["optim"] != config["training"]["optim"]:
-        left_out.append(
-            f"The memory of {config['training']['optim']} is not known: below it is that of adamw_torch_fused."
-        )
+        left_out.append(f"The memory of {config['training']['optim']} is unknown: below is that of adamw_torch_fused.")
     return config, memory, left_out
 
 

@@ -79,9 +79,7 @@ def load(path):
         return _read(path)
     files = sorted(path.glob("*.json"), key=_natural)
     if not files:
-        raise FileNotFoundError(
-            f"{path} holds no records (*.json). Save some with record.save, or run the notebook with RERUN = True."
-        )
+        raise FileNotFoundError(f"{path} holds no records (*.json). Save some with record.save, or set RERUN = True.")
     return [_read(file) for file in files]
 
 

@@ -80,6 +80,18 @@ LABELS = {
     "Excel's separator": ("sep=;\r\n" + table("a, b {}", sep=";", end="\r\n"), {}, ("a, b 3", "pos")),
     "Excel's UTF-16": (("sep=\t\r\n" + table(sep="\t")).encode("utf-16"), {}, ("good 3", "pos")),
     "Latin-1": (table("größer {}").encode("cp1252"), {}, "is not UTF-8. If the file is cp1252"),
+    "neither UTF-8 nor Latin-1": (table("gr\xf6\x81er {}").encode("latin-1"), {}, "Nor is it cp1252. To go on with"),
+    "tabs and no header": (
+        "".join(f"{i}\tgood {i}\tpos\n" for i in range(12)),
+        {},
+        "such as 'text\\tlabel\\tcolumn 3'",
+    ),
+    "a class of one row": (
+        table() + "x,odd\n",
+        {},
+        ("good 3", "pos"),
+        'class "odd" has 1 different text, and 3 splits',
+    ),
     "an Excel file": (
         b"PK\x03\x04\x14\x00\x06\x00\x00\xff" * 9,
         {},
@@ -177,6 +189,7 @@ COLUMNS = {
         columns("# text = x", "1-2\tdu{}\tO", "1\tde{}\tO", "2\tle\tB-X"), {}, ("de3", ["O", "B-X"])
     ),
     "a word that is a score": (columns("1-2 CD O", "Ada{} NN B-X"), {}, ("1-2", ["O", "B-X"])),
+    "a word of a wide blank": (columns("Ada{}\tB-X", "\u3000\tO"), {}, "2: has 2 columns, one of them empty"),
     "a sentence that is broken": (columns("Ada{} B-X", "slept"), {}, 'line 2: has 1 columns ("slept")'),
 }  # fmt: skip
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}

@@ -131,6 +131,7 @@ BAD_FILES = {
     "only a header": ("r.csv", "text,label\n", ["r.csv: holds no rows"]),
     "only a header, no newline": ("r.csv", "text,label", ["r.csv: holds no rows"]),
     "no header, number": ("r.csv", "Good,1\nBad,0\n", ["looks like data", '"1" is a number', "text,label"]),
+    "no header, tabs": ("r.tsv", "Good\t1\tx\nBad\t0\ty\n", ['"1" is a number', "such as 'text\\tlabel\\tcolumn 3'"]),
     "no header, twice": ("r.csv", "good,good\nBad,b\n", ['"good" is there twice']),
     "no header, again": ("r.csv", "Good,pos\nBad,neg\nFine,pos\n", ['"pos" is found again', "row 2"]),
     "ragged": (
@@ -153,6 +154,17 @@ BAD_FILES = {
         "r.csv",
         UTF8.encode("cp1252"),
         ["r.csv, line 2: byte 4 of the line (0xe9)", "cp1252", "Path('utf8.csv').write_text"],
+    ),
+    "nor cp1252": (
+        "r.csv",
+        b"text,label\nca\xf1a \x81,a\n",
+        ["r.csv, line 2: byte 3", "Nor is it cp1252", ".read_text('utf-8', 'replace'), 'utf-8')`"],
+    ),
+    "a word of blanks": ("r.conll", "Ada\tB-X\n\u3000\tO\n", ['line 2: has 2 columns, one of them empty ("O")']),
+    "a file for each text": (
+        "r.json",
+        '{"id": "1", "text": "a"}',
+        ["not a list of objects", "If each file is one text"],
     ),
     "broken UTF-16": ("r.csv", UTF8.encode("utf-16")[:-1], ["looks like UTF-16 and is not"]),
     "broken JSON": ("r.json", '[\n{"text": "a"},\n{"text": }\n]', ["r.json, line 3: broken JSON", "Expecting value"]),
@@ -252,6 +264,21 @@ for name, split in (("acme/missing", None), ("acme/reviews", "test")):
     assert "HF_HUB_OFFLINE" in missing
     assert split == "reviews: has no split 'test'. Pass split= one of train."
     assert not list(tmp_path.glob("datasets/helpers-*")), "removed when Python ends"
+
+
+@pytest.mark.parametrize(("name", "say"), [("1.txt", r"Pass one of its files \(1.txt\)"), ("1.eml", "Pass a file,")])
+def test_a_folder_of_documents(tmp_path, name, say):
+    (tmp_path / name).write_text("Dear all")
+    with pytest.raises(data.DataError, match=f"{say}.*save_to_disk.*If each file is one text"):
+        data.read(tmp_path)
+
+
+def test_an_error_names_twenty_problems():
+    rows = Dataset.from_list([{"text": f"t{i}", "label": f"c{i}"} for i in range(25)]).class_encode_column("label")
+    with pytest.raises(data.DataError, match="25 problems") as raised:
+        data.split(rows)
+    assert len(str(raised.value).splitlines()) == 22
+    assert str(raised.value).endswith("and 5 more")
 
 
 def test_import_is_light():

@@ -742,7 +742,7 @@ def test_a_configuration_of_an_unknown_kind_is_named(tmp_path):
         (dict(dtype="float31"), '"float31" is none of torch'),
         (dict(dtype=torch.int8), "none of torch's for weights"),
         (dict(device="mps"), 'predictions are for "cuda" or "cpu"'),
-        (dict(task="CAUSAL"), 'task "CAUSAL": transformers has BertConfig models for SEQ_CLS'),
+        (dict(task="CAUSAL"), 'task "CAUSAL": there are BertConfig models for SEQ_CLS'),
         (dict(task="SEQ_2_SEQ_LM"), "models for SEQ_CLS, TOKEN_CLS"),
         (dict(quantization_config=NF4), "4-bit weights cannot be trained: pass peft=LoraConfig"),
         (

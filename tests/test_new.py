@@ -68,7 +68,7 @@ REFUSED = [
     (("classification", "new"), {"model": "tiny-seq2seq"}, r"tiny-seq2seq is an encoder-decoder \(t5\).*generation"),
     (("classification", "new"), {"method": "prefix"}, r"by prefix tuning .* Possible: full, lora, qlora, ia3\."),
     (("classification", "new"), {"data": "mine.cvs"}, r"no such file \(closest in its folder: mine.csv\)"),
-    (("classification", "new"), {"data": ["mine.csv"] * 4}, "4 files: pass one"),
+    (("classification", "new"), {"data": ["mine.csv"] * 4}, "4 files: pass one.*If each file is one text"),
     (
         ("classification", "new"),
         {"data": "mine.csv"},
@@ -743,9 +743,13 @@ def test_a_template_that_rewrites_earlier_answers_says_so_or_trains_the_last_one
     assert examples["labels"][:] == text.tokenize_chat(rows, tokenizer, answers="last")["labels"][:]
 
 
-def test_the_memory_of_an_optimizer_that_is_not_known_is_said():
-    folder = new.project("classification", "new", **MINE, settings={"training.optim": "ademamix"})
-    assert "The memory of ademamix is not known: below it is that of" in (folder / "README.md").read_text()
+def test_the_readme_has_the_name_of_the_model_and_an_optimizer_of_unknown_memory(monkeypatch, tmp_path):
+    place = shutil.copytree(env.model_path("tiny-encoder"), tmp_path / "package" / "model")  # as that of minilm
+    monkeypatch.setattr(env, "model_path", lambda name: str(place))
+    folder = new.project("classification", "new", **MINE, model="minilm", settings={"training.optim": "ademamix"})
+    told = (folder / "README.md").read_text()
+    assert "The model is minilm, trained by" in told
+    assert "The memory of ademamix is unknown: below is that of" in told
 
 
 @pytest.mark.parametrize("kind", ["decoder", "seq2seq", "tagger"])
