@@ -223,7 +223,7 @@ def test_missing_files(file):
         lambda: data.read(path.with_name("review.csv")), "review.csv: there is no such file", "closest", "reviews.csv"
     )
     refused(lambda: data.read(path.parent / "no" / "r.csv"), "no folder")
-    refused(lambda: data.read(path.parent), "written by save_to_disk", "holds reviews.csv")
+    refused(lambda: data.read(path.parent), "save_to_disk wrote", "Pass one of its files (reviews.csv)")
     refused(lambda: data.read("no_such_thing"), "there is no such file", "Hub id")
     refused(lambda: data.read(path, split="train"), "reviews.csv: is one split already")
     refused(lambda: data.read(3), "got int")

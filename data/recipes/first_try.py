@@ -80,7 +80,7 @@ def run(folder, name, n_rows, model):
         "test": record["metrics"][f"test_{metric}"],
         "baselines": compared,
         **({"bleu": record["bleu"]["test"]} if "bleu" in record else {}),
-        "warnings": [re.sub(r'“[^”]*”|"[^"]*"', "…", one) for one in record["warnings"]],
+        "warnings": [re.sub(r'“[^”]*”|"[^"]*"|(?<=: )(?:[^ ,]+, ){5,}.*', "…", one) for one in record["warnings"]],
         "learning_rate": config["learning_rate"],
         "epochs": config["num_train_epochs"],
         "seconds": record["seconds"],
