@@ -24,7 +24,7 @@ def test_the_real_run_is_of_this_code(name):
     assert found["raised"] == []
 
 
-NOT_YET = {"09_beyond_one_machine", "10_trl_and_preferences"}  # may only shrink
+NOT_YET = {"09_beyond_one_machine"}  # may only shrink
 
 
 def test_every_notebook_that_has_a_real_model_has_run():
