@@ -1259,7 +1259,7 @@ def to_messages(dataset, *, prompt=None, answer=None, system=None):
     >>> to_messages(rows, prompt="question", answer="replies")
     Traceback (most recent call last):
     helpers.data.DataError: the data: has no column "replies", it has passage, question, reply (closest: reply). \
-Rename a column to it, or pass the name of yours.
+Rename one to it, or pass the name of yours.
 
     Taught in notebooks/02_generation.ipynb, "From a row to tokens".
     """

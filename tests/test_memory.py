@@ -1,6 +1,7 @@
 """Predictions against the allocator of a real run and against sums by hand; measurements against both; error texts."""
 
 import contextlib
+import copy
 import json
 import pkgutil
 import statistics
@@ -265,7 +266,7 @@ def test_a_mixture_of_experts_takes_what_was_predicted(family, adapter):
     predicted = memory.predict(MIXTURES[family], **SMALL, peft=adapter, device="cpu", padding=False)
     model = transformers.AutoModelForCausalLM.from_config(MIXTURES[family]).train()
     model.config.use_cache = False
-    model = peft.get_peft_model(model, LORA) if adapter else model
+    model = peft.get_peft_model(model, copy.deepcopy(adapter)) if adapter else model  # peft writes into the config
     ids = torch.randint(5, 500, (SMALL["batch"], SMALL["length"]))
     with memory.measure(model) as measured:
         grid.train(model, dict(input_ids=ids, labels=ids), steps=2, fused=True)
