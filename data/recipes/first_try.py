@@ -90,8 +90,12 @@ def run(folder, name, n_rows, model):
 
 def table():
     """A line a project: its score on the test rows, its strongest baseline, the lead, and what it said looks wrong."""
-    lines = []
-    for key, run in json.loads(RECORD.read_text(encoding="utf-8")).items():
+    lines, foreign = [], RECORD.with_name("foreign.json")  # of foreign.py
+    known = json.loads(RECORD.read_text(encoding="utf-8"))
+    if foreign.exists():
+        others = json.loads(foreign.read_text(encoding="utf-8"))
+        known |= {f"{name} ({run['from']}), all rows, {run['model']}": run for name, run in others.items()}
+    for key, run in known.items():
         name, _, model = key.split(", ")
         others = {name: one for name, one in run["baselines"].items() if "lead" in one}
         best = max(others, key=lambda name: others[name]["score"])
