@@ -860,8 +860,7 @@ def _after_trial(facts, trial):
             cure = f"The weights {broken} hold NaN or infinity: load them anew."
         yield f"error, loss: the loss is {before:g} before any training. {cure}"
     elif not (later < 2 * before + 1 and after < 1.5 * before + 0.5):
-        rose = f"the loss rose from {before:.2f} to {max(later, after):.2f}"
-        yield f"error, learning rate: in {steps} {rose}. Try a tenth of the rate."
+        yield f"error, learning rate: {steps} took the loss from {before:.2f} to {max(later, after):.2f}. Try a tenth."
     elif facts.steps > 20 and moved < 0.2 * before and (1 - after / before) * facts.steps / TRIAL_STEPS < 0.2:
         yield (
             f"error, learning rate: {steps} took the loss of their own rows from {before:.3f} to {after:.3f}: in "

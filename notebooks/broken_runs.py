@@ -98,7 +98,7 @@ def body(model):
 
 @cause("E", "overfitting")
 def run_e(kit):
-    n_epochs = len(kit.examples["train"]) * 6 // 128
+    n_epochs = len(kit.examples["train"]) * 6 // 128  # 6, and as many more as the sound run has more steps
     return kit.trainer_for(kit.pretrained(), kit.examples["train"].select(range(24)), num_train_epochs=n_epochs)
 
 

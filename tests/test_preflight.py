@@ -5,6 +5,7 @@ the right name, and its sentence says what is needed to mend it.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import math
@@ -330,6 +331,17 @@ def without_answers(folder):
     """Rows that were cut so early that no answer is left in most of them."""
     rows = [{name: row[name][:6] for name in ("input_ids", "labels")} for row in titles()]
     return of_writer(folder, rows=Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize(("after", "found"), [(2.85, ["learning rate"]), (0.78, [])])
+def test_the_loss_after_the_trial_tells_a_rate_that_its_mean_hides(after, found, monkeypatch, tmp_path):
+    """MiniLM's six losses at thirty times its rate; what decides is the loss of the same rows after them."""
+    losses = dict(before=1.09, during=[1.08, 1.36, 0.98, 1.09, 1.64, 5.98], after=after)
+    look = preflight._after_trial
+    monkeypatch.setattr(
+        preflight, "_after_trial", lambda facts, trial: look(facts, dataclasses.replace(trial, **losses))
+    )
+    assert preflight.check(**of_classifier(tmp_path)).names == found
 
 
 BROKEN = {  # what is broken: (the arguments of preflight in a folder, the name of the problem, words of its message)

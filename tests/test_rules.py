@@ -33,7 +33,7 @@ LESSONS = [path for path in PATH if not path.name.startswith("00")]
 
 # Of code: without docstrings, comments and blank lines. The goal is 3,300; what is here now may only fall. It was 4,331
 # before the cases from the field: formats that people have, chat templates, more found by preflight, CUDA's allocator.
-MOST_LINES, MOST_LINES_OF_A_FUNCTION = 5_537, 45
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 5_536, 45
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "helpers").glob("*.py"))}
 MODULES = {module: source for module, source in SOURCES.items() if module != "__init__"}
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef

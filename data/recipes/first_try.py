@@ -40,7 +40,8 @@ PARTS = ("train", "validation", "test")
 def files_of(folder, name, n_rows, place):
     """The set's three files; with fewer rows to train on, copies of so many, and as many to validate; and its labels,
     as so few rows may not have them all."""
-    column, labels = SETS[name][2].get("label") or SETS[name][2].get("tags"), {}
+    _, task, columns = SETS[name]
+    column, labels = columns.get("label") or columns.get("tags"), {}
     given = {path.stem: path for path in sorted((Path(folder) / name).iterdir())}
     if not n_rows:
         return [given[part] for part in PARTS], labels
@@ -48,8 +49,7 @@ def files_of(folder, name, n_rows, place):
     for part in PARTS:
         rows = data.read(given[part])
         if part == "train" and column:
-            values = rows[column] if column == SETS[name][2].get("label") else itertools.chain(*rows[column])
-            labels = {"labels": sorted(set(values))}
+            labels = {"labels": sorted(set(itertools.chain(*rows[column]) if task == "tokens" else rows[column]))}
         if part != "test" and len(rows) > n_rows:
             rows = rows.shuffle(seed=0).select(range(n_rows))
         files.append(place / f"{part}.jsonl")
@@ -72,9 +72,8 @@ def run(folder, name, n_rows, model):
         raise RuntimeError(done.stderr[-2000:])
     record = json.loads((project / "runs" / "main.json").read_text(encoding="utf-8"))
     config = new._script(project / "train.py").read_config()["training"]
-    shutil.rmtree(place)
     metric, compared = record["metric"], record["baselines"]["test"]
-    return {
+    found = {
         "rows": record["rows"],
         "metric": metric,
         "test": record["metrics"][f"test_{metric}"],
@@ -86,6 +85,8 @@ def run(folder, name, n_rows, model):
         "seconds": record["seconds"],
         "versions": env.versions(),
     }
+    shutil.rmtree(place)  # all of the record is there: nothing of the run can be lost any more
+    return found
 
 
 def table():
@@ -100,7 +101,8 @@ def table():
         others = {name: one for name, one in run["baselines"].items() if "lead" in one}
         best = max(others, key=lambda name: others[name]["score"])
         lead = metrics.Interval(*(100 * others[best][part] for part in ("lead", "lead_low", "lead_high")))
-        lines.append({"set": name, "training rows": run["rows"]["train"], "model": model, "metric": run["metric"],
+        n_rows = f"{run['rows']['train']:,}"
+        lines.append({"set": name, "training rows": n_rows, "model": model, "metric": run["metric"],
                       "score": f"{run['test']:.3f}", "strongest baseline": f"{others[best]['score']:.3f}, {best}",
                       "ahead, points": f"{lead:+.1f}", "warnings": len(run["warnings"])})  # fmt: skip
     return lines

